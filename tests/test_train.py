@@ -1,0 +1,119 @@
+"""The loop as its consumers see it: what the model is fed, what is shown."""
+import io
+import re
+from contextlib import closing, redirect_stdout
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lessonkit import sample
+from lessonkit.augment import augmentations
+from lessonkit.data import ImageData
+from lessonkit.schedule import one_cycle
+from lessonkit.train import Engine, FitRecord, Phase, Step, Table, item_losses, keep_memory, make_optimiser, train_steps
+
+STEP = Step(4, 20, 1, False, .5, (8,), (1e-3,), .9, False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), None, r"^(.+)_\d+", size=24, bs=39, augment=augmentations())
+
+
+class Watcher(nn.Module):
+    "Keeps what it is fed, and what dropout made of ones."
+    def __init__(self):
+        super().__init__()
+        self.seen, self.dropped, self.layer = [], [], nn.Linear(3, 3)
+
+    def forward(self, x):
+        self.seen.append(x)
+        self.dropped.append(nn.functional.dropout(torch.ones(50), training=self.training))
+        return self.layer(x.mean((2, 3)))
+
+
+def watch(data, epochs=2, **kw):
+    net = Watcher()
+    with closing(train_steps(net, data.train, Phase(epochs, (1e-3,)), make_optimiser([list(net.parameters())]), lambda z, y: item_losses(z, y, "single"), Engine("cpu", "fp32"), **kw)) as steps:
+        return net, list(steps)
+
+
+def test_every_epoch_sees_other_views_and_drops_other_units(data):
+    net, _ = watch(data)
+    assert net.seen[0].shape == (39, 3, 24, 24) and not torch.allclose(net.seen[0].sum(0), net.seen[1].sum(0), atol=1e-3)
+    assert not torch.equal(net.dropped[0], net.dropped[1])
+    again, _ = watch(data)
+    assert all(torch.equal(a, b) for a, b in zip(net.seen + net.dropped, again.seen + again.dropped))
+
+
+def test_start_gives_the_step_the_same_picture(data):
+    whole, steps = watch(data, epochs=3)
+    late, rest = watch(data, epochs=3, start=2)
+    assert len(rest) == 1 and rest[0].index == 2 and rest[0].rates == steps[2].rates
+    assert torch.equal(late.seen[0], whole.seen[2]) and torch.equal(late.dropped[0], whole.dropped[2])
+
+
+def test_rates_follow_the_schedule(data):
+    net = Watcher()
+    phase = Phase(5, (1e-4, 1e-2), one_cycle())
+    opt = make_optimiser([[net.layer.bias], [net.layer.weight]])
+    small = replace(data.train, bs=10)
+    with closing(train_steps(net, small, phase, opt, lambda z, y: item_losses(z, y, "single"), Engine("cpu", "fp32"))) as steps:
+        for s in steps:
+            assert s.rates == pytest.approx([r * one_cycle()(s.index / s.total) for r in phase.rates])
+            assert [g["lr"] for g in opt.param_groups] == list(s.rates)
+    assert s.index + 1 == s.total == 20
+
+
+def test_notebook_table_is_one_display(monkeypatch):
+    drawn = []
+    class Handle:
+        def update(self, html): drawn.append(html.data)
+    def display(html, display_id): drawn.append(html.data); return Handle()
+    monkeypatch.setattr("IPython.display.display", display)
+    table = Table(every=0)
+    table.notebook = True
+    table.progress(STEP, started=0)
+    table.row(dict(epoch=0, train_loss=.5, name="<b>", time=61.))
+    table.progress(STEP, started=0)
+    table.close()
+    assert "step 5 of 20 (25%)" in drawn[0] and "left" in drawn[0] and "<progress" in drawn[2]
+    assert drawn[-1] == ("<table><tr><th>epoch</th><th>train_loss</th><th>name</th><th>time</th></tr>"
+                         "<tr><td>0</td><td>0.500000</td><td>&lt;b&gt;</td><td>01:01</td></tr></table>")
+
+
+def test_terminal_progress_is_wiped():
+    class Tty(io.StringIO):
+        def isatty(self): return True
+    out = Tty()
+    with redirect_stdout(out):
+        table = Table(every=0)
+        table.progress(STEP, started=0)
+        table.row(dict(epoch=0, train_loss=.25))
+    assert "epoch 1, step 5 of 20" in out.getvalue() and re.search(r"\r\x1b\[K +epoch  train_loss\n", out.getvalue())
+
+
+def test_smooth_loss_is_debiased():
+    record = FitRecord("x")
+    for _ in range(5): record.add(STEP)
+    assert record.smooth == pytest.approx([.5] * 5)
+
+
+def test_keep_memory_can_be_forbidden(monkeypatch):
+    monkeypatch.setenv("LESSONKIT_KEEP_MEMORY", "0")
+    assert keep_memory() is False
+
+
+def test_clip_bounds_the_move():
+    "With plain SGD a step is the rate times the gradient, so its length is bounded by rate times clip."
+    layer = nn.Linear(4, 2)
+    opt = make_optimiser([list(layer.parameters())], "sgd", wd=0)
+    for g in opt.param_groups: g["lr"], g["momentum"] = 1., 0.
+    before = [p.detach().clone() for p in layer.parameters()]
+    engine = Engine("cpu", "fp32")
+    engine.backward((layer(torch.ones(8, 4)) * 100).sum())
+    assert engine.step(opt, clip=.01)
+    assert float(torch.cat([(a - b).flatten() for a, b in zip(before, layer.parameters())]).norm()) == pytest.approx(.01, rel=1e-3)
+    assert all(p.grad is None for p in layer.parameters())
