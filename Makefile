@@ -5,7 +5,7 @@ N ?= 1
 ARGS ?=
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 18
 
 lesson: .venv/.lab ## run lesson N (make lesson N=1) without a screen; the executed page goes to out/
 	@$(PY) tools/run_lesson.py $(N)

@@ -1,5 +1,5 @@
 """The project's own checks (tools/checks.py): none finds anything here, and each finds the trap it is for."""
-import json, re, shutil, subprocess, sys, tomllib
+import json, os, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import nbformat
@@ -202,14 +202,19 @@ def test_checks_command_line_fails(project):
     assert run().returncode == 1 and "readme_current" in run().stdout
 
 
-def test_run_lesson(tmp_path):
-    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "# X", "print('something')", "print('final error rate: 7% (95% interval 5% to 9%)')\n2 + 2")
+def test_run_lesson(tmp_path, monkeypatch):
+    other = tmp_path / "jupyter/kernels/python3/kernel.json"   # a kernel some other installation has registered by that name
+    other.parent.mkdir(parents=True)
+    other.write_text(json.dumps(dict(argv=["false"], display_name="other", language="python")))
+    monkeypatch.setenv("JUPYTER_PATH", f"{tmp_path}/jupyter:{os.environ.get('JUPYTER_PATH', '')}")
+    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "# X", "import sys; print('something', sys.executable)", "print('final error rate: 7% (95% interval 5% to 9%)')\n2 + 2")
     before = lesson.read_bytes()
     assert run_lesson.execute(lesson, tmp_path / "out") == "final error rate: 7% (95% interval 5% to 9%)"
     nb = nbformat.read(tmp_path / "out/01_x.ipynb", 4)
     assert nb.cells[2].outputs[1].data["text/plain"] == "4" and "Run from commit" in nb.cells[-1].source
     assert nb.metadata["lessonkit"].keys() == {"commit", "time", "python"}
     assert "something" in (tmp_path / "out/01_x.html").read_text() and lesson.read_bytes() == before
+    assert nb.cells[1].outputs[0].text.split()[1] == sys.executable   # the kernel of this environment
 
 
 def test_run_lesson_stops_at_an_error(tmp_path, capsys):

@@ -37,6 +37,11 @@ def stamp():
     return dict(commit=commit, time=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), python=platform.python_version())
 
 
+class Kernel(AsyncKernelManager):
+    "The kernel of the environment this runs in, not what some other installation has registered as python3."
+    def _kernel_spec_manager_default(self): return KernelSpecManager(kernel_dirs=[])
+
+
 def execute(path, out, limit=3600):
     "Run the notebook at `path`, write it and its page to `out`; returns the line with the result, or None. `limit` is seconds for one cell."
     nb, mark, began = nbformat.read(path, 4), stamp(), time.perf_counter()
@@ -49,9 +54,8 @@ def execute(path, out, limit=3600):
 
     def ends(cell, cell_index, **_): print(f"{time.perf_counter() - cell.pop('began'):7.1f} s", flush=True)
 
-    # No kernel that some other installation has registered as "python3": the one of the environment this runs in.
-    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    client = NotebookClient(nb, km=kernel, timeout=limit, resources={"metadata": {"path": str(path.parent)}}, on_cell_start=starts, on_cell_executed=ends)
+    quiet = ["--IPKernelApp.log_level=ERROR"]   # or it warns, on every start, of ports that only this machine can reach
+    client = NotebookClient(nb, kernel_manager_class=Kernel, kernel_name="python3", extra_arguments=quiet, timeout=limit, resources={"metadata": {"path": str(path.parent)}}, on_cell_start=starts, on_cell_executed=ends)
     error = None
     try: client.execute()
     except CellExecutionError as caught: error = caught
