@@ -15,10 +15,16 @@ import lessonkit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(lessonkit.__file__).parent
 
+TRAIN = ["tests/test_notebooks.py::test_module[05_train.ipynb]"]
+
 MUTATIONS = [
     # name, module, text, wrong text, tests
     ("cosine starts where it should stop", "schedule", "stop + (start - stop) / 2 * (1 + math.cos(math.pi * t))", "start + (stop - start) / 2 * (1 + math.cos(math.pi * t))",
      ["tests/test_notebooks.py::test_module[04_schedule.ipynb]"]),
+    ("a skipped step moves the schedule", "train", "moved += not skipped", "moved += 1", TRAIN),
+    ("smallest losses first", "interpret", "preds.losses.sort(descending=largest", "preds.losses.sort(descending=not largest", ["tests/test_interpret.py::test_top_losses"]),
+    ("most certain first", "interpret", "margin(preds).sort(stable=True)", "margin(preds).sort(stable=True, descending=True)", ["tests/test_interpret.py::test_most_uncertain"]),
+    ("confusion matrix on its side", "interpret", "preds.targets*c + preds.probs.argmax(1)", "preds.probs.argmax(1)*c + preds.targets", ["tests/test_interpret.py::test_accuracy_and_matrix_agree_with_sklearn"]),
 ]
 
 

@@ -1,5 +1,5 @@
 """The project's own checks (tools/checks.py): none finds anything here, and each finds the trap it is for."""
-import json, os, re, shutil, subprocess, sys, tomllib
+import ast, json, os, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import nbformat
@@ -243,6 +243,21 @@ def test_readme_gives_a_reason_for_each_dependency():
     table = re.findall(r"^\| *`([\w-]+)`[^|]*\|[^|]*\w[^|]*\|$", text, re.M)
     extras = [r for extra in ("solar", "lab") for r in toml["optional-dependencies"][extra]]
     assert sorted(table) == sorted(map(name, toml["dependencies"] + extras))
+
+
+def test_every_import_is_declared():
+    "What the package imports, also inside its functions, is a dependency of its own, not one that another happens to bring."
+    called = dict(PIL="pillow", sklearn="scikit-learn", IPython="ipywidgets")   # IPython: in notebooks only, where it always is
+    toml = project_table()
+    extras = toml["optional-dependencies"]
+    declared = {re.match(r"[\w-]+", r)[0].replace("-", "_") for r in toml["dependencies"] + extras["solar"] + extras["lab"]}
+    imported = set()
+    for path in (ROOT / "lessonkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import): imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split(".")[0])
+    imported -= sys.stdlib_module_names | {"lessonkit"}
+    assert "torch" in imported and {called.get(name, name).replace("-", "_") for name in imported} <= declared
 
 
 def test_tool_chain_is_pinned():
