@@ -58,9 +58,9 @@ BREEDS = {
     "Russian_Blue": _Breed(ear=1.15, muzzle=1.05, jowl=.9, fur=.18, build=.85, leg=1.1, nose="5a5f6c", eyes=("68a04a", "7ca858"), coats=(
         ("6c7482", (("tips", "a8b2c0", .45),)),)),
     # dogs do not
-    "american_bulldog": _Breed(ears="rose", ear=.85, muzzle=.7, jowl=1.3, eye=.9, fur=.06, build=1.3, tail="thin", nose="2a2222", eyes=("6a4420", "4a2f1a"), coats=(
+    "american_bulldog": _Breed(ears="rose", ear=1.05, muzzle=.7, jowl=1.3, eye=.9, fur=.06, build=1.3, tail="thin", nose="2a2222", eyes=("6a4420", "4a2f1a"), coats=(
         (_white, (("patches", "9a602c", .95),)), (_white, (("patches", "54402e", .95),)), (_white, (("patches", "b88e5c", .9),)))),
-    "american_pit_bull_terrier": _Breed(ears="rose", ear=.8, muzzle=.95, jowl=1.1, eye=.9, fur=.04, build=1.1, leg=1.05, tail="thin", nose="3a2a2a", eyes=("6a4a24", "80683c"), coats=(
+    "american_pit_bull_terrier": _Breed(ears="rose", ear=.95, muzzle=.95, jowl=1.1, eye=.9, fur=.04, build=1.1, leg=1.05, tail="thin", nose="3a2a2a", eyes=("6a4a24", "80683c"), coats=(
         ("70747c", (("bib", _white, 1.),)), ("985a2c", (("bib", _white, 1.),)), ("64462e", (("brindle", "281a12", .8), ("bib", _white, .9))), (_white, (("patches", "80624a", .95),)))),
     "beagle": _Breed(ears="drop", muzzle=1.05, jowl=.95, eye=1.05, build=.95, tail="thin", nose="1e1a1a", eyes=("4a2c14",), coats=(
         ("a8683a", (("saddle", "1e1816", .97), ("blaze", _white, 1.), ("bib", _white, 1.), ("socks", _white, 1.), ("tailtip", _white, 1.))),)),
@@ -113,8 +113,9 @@ class _Animal:
         n = np.cross(u, v); n *= np.sign(n[2]) / np.linalg.norm(n)
         self.parts.append(_Part(EAR, self.place(base), np.stack([u, v, n], 1), leaf=True))
 
-    def foot(self, x, y, z, r=.25):
+    def foot(self, x, y, z, r=.25, toes=True):
         self.ball(PAW, (x, y, z), (r, r * .66, r * 1.3))
+        if not toes: return
         for toe in (-.5, 0, .5): self.ball(PAW, (x + toe * r, y + .12 * r, z + (1 - abs(toe) * .5) * r), (r * .36, r * .45, r * .5), soft=.03)
 
 # %% ../nbs/00_sample.ipynb #1574bddb
@@ -145,7 +146,7 @@ def _head(a, breed, cat, rng, vary):
     elif breed.ears == "drop": a.pair(EAR, (.84, .12 * ear, -.02), (.12, .62 * ear, .36 * ear), roll=-.22 - tilt, soft=.03)
     elif breed.ears == "button": a.pair(EAR, (.68, -.36, .3), (.26 * ear, .34 * ear, .12), roll=-.5 - tilt, soft=.03)
     else:                                                                                        # rose: folded back and out
-        a.pair(EAR, (.66, -.6, .0), (.4 * ear, .15, .26), roll=.1 + tilt, soft=.05); a.pair(EAR, (.9, -.46, .12), (.24 * ear, .13, .2), roll=.9 + tilt, soft=.05)
+        a.pair(EAR, (.64, -.62, 0), (.38 * ear, .16, .28), roll=.05 + tilt, soft=.05); a.pair(EAR, (.62 + .3 * ear, -.42, .14), (.26 * ear, .12, .22), roll=1. + tilt, soft=.05)
     return tip
 
 # %% ../nbs/00_sample.ipynb #9e6a55b6
@@ -161,7 +162,7 @@ def _body(a, breed, cat, pose, rng, vary):
             a.limb(LEG, (x, .3, 1.3), (x, 1.2, 1.3 + step * .5), .32 * thick, t=.2); a.limb(LEG, (x, 1.1, 1.3 + step * .5), (x, ground - .15, 1.3 + step), .21 * thick, t=.7)
             a.foot(x, ground - .14, 1.42 + step)
             a.limb(LEG, (x, .2, -1.4), (x, 1., -1.2 - step * .5), .45 * thick, t=.2); a.limb(LEG, (x, .95, -1.25 - step * .5), (x, ground - .15, -1.7 - step), .2 * thick, t=.7)
-            a.foot(x, ground - .14, -1.55 - step, .23)
+            a.foot(x, ground - .14, -1.55 - step, .23, toes=False)
         head, chest, tail, drift = (0, -1.15 if cat else -1.35, 2.3), (0, -.2, 1.3), ((0, -.5, -2), (0, -.2, -.7)), (0, -.35 * rng.uniform(.2, .9), 0)
     elif pose == "sit":
         ground = 2.4
@@ -177,7 +178,7 @@ def _body(a, breed, cat, pose, rng, vary):
         a.pair(LEG, (.75 * w, .65, -1.2), (.45 * w, .62, .8), t=.2)
         for s in both:
             a.limb(LEG, (s * .5 * w, .75, .9), (s * .46 * w, 1.08, 2.), .27 * thick, t=.5)
-            a.foot(s * .46 * w, ground - .14, 2.3); a.foot(s * .95 * w, ground - .14, -.5)
+            a.foot(s * .46 * w, ground - .14, 2.3); a.foot(s * .95 * w, ground - .14, -.5, toes=False)
         head, chest, tail, drift = (0, -.95 if cat else -1.1, 1.5), (0, 0, 1.), ((0, .9, -1.9), (.9, .2, -.2)), (.3, 0, .5)
     a.limb(TORSO, chest, np.array(head) + (0, .3, -.25), .55 * w, soft=.3)
     if breed.fur > .4: a.ball(TORSO, np.array(chest) * .45 + np.array(head) * .55 + (0, .3, .1), (.85 * w, .85, .6), soft=.3)     # ruff
@@ -188,7 +189,7 @@ def _body(a, breed, cat, pose, rng, vary):
     for i in range(12):
         q = p + d * mirror / np.linalg.norm(d) * length * .75
         q[1] = min(q[1], ground - radius * .8)
-        a.limb(TAIL, p, q, radius * (1 - .45 * (i / 11) ** 2), t=i / 11, soft=.2)
+        a.limb(TAIL, p, q + .6 * (q - p), radius * (1 - .45 * (i / 11) ** 2), t=i / 11, soft=.2)
         p, d = q, d + np.array(drift) * .75
     return head, ground
 
@@ -240,7 +241,7 @@ def _render(parts, w, h, wobble, fringe):
         edge, lift, n, t = (_leaf if p.leaf else _ellipsoid)(p, x, y)
         z = lift + np.float32(p.centre[2])
         old_edge, old_z = s.edge[box], s.depth[box]
-        over = np.clip(edge + .5, 0, 1) * np.clip(.5 + (z - old_z) / np.float32(p.soft), 0, 1)      # in front of what is there
+        over = (edge + .5).clip(0, 1) * (.5 + (z - old_z) / np.float32(p.soft)).clip(0, 1)      # in front of what is there
         over = np.where((old_edge < 0) & (edge > old_edge) & (edge > -fringe - 1), np.float32(1), over)   # or the first thing there
         s.depth[box] += over * (z - old_z)
         size = 1 / np.sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + 1e-12)
@@ -295,7 +296,7 @@ def _noise():
 def _see(g, rng):
     "The visible points (n,) of a staged animal: where they are on the picture and on the animal, their fur, and how much of the pixel they cover."
     noise, offset, fur = _noise(), rng.integers(0, 256, 2), g.breed.fur
-    def tile(a, by): return np.tile(np.roll(a, offset + by, (0, 1)), (2, 2))[:g.h, :g.w]
+    def tile(a, by): return a[np.ix_((np.arange(g.h) + offset[0] + by) & 255, (np.arange(g.w) + offset[1] + by) & 255)]
     wobble = np.stack([tile(noise.blot, 0), tile(noise.blot, 90)]) * np.float32(g.scale * (.004 + .02 * fur))
     hair = np.float32(g.scale * (.003 + .05 * fur))                   # beyond the outline, pixels
     s = _render(g.parts, g.w, g.h, wobble, 2 * hair)
@@ -417,10 +418,11 @@ def _light(rgb, g, v, eyes, sun, rng):
     depth = np.where(s.kind > 0, s.depth, s.depth[at].min())
     hollow = np.clip((ndimage.uniform_filter(depth, int(scale * .5) | 1) - depth) / (.7 * scale), 0, .6)[at]
     shadow = np.zeros_like(depth)
+    room = int(1.2 * scale) + 1; padded = np.pad(depth, room, "edge")
     for k in (.25, .5, .8, 1.2):                           # is there something on the way to the sun?
-        d = sun * k * scale
-        shadow = np.maximum(shadow, np.clip((ndimage.shift(depth, (-d[1], -d[0]), order=0, mode="nearest") - depth - d[2]) / (.12 * scale), 0, 1))
-    shadow = ndimage.uniform_filter(shadow, 3)[at]
+        d = sun * np.float32(k * scale); x, y = np.int32(np.round(d[:2])) + room
+        shadow = np.maximum(shadow, (padded[y:y + g.h, x:x + g.w] - depth - d[2]) / np.float32(.12 * scale))
+    shadow = ndimage.uniform_filter(np.minimum(shadow, 1), 3)[at]
     direct = np.clip((sun @ (v.normal + v.streak * np.float32(.03 + .11 * g.breed.fur)) + .25) / 1.25, 0, 1) * (1 - .65 * shadow)
     sky = (.62 - .3 * v.normal[1]) * (1 - hollow)
     strength, warm = np.float32(rng.uniform(.55, 1.)), np.float32([1 + rng.normal(.04, .05), 1, 1 + rng.normal(-.04, .05)])
@@ -512,7 +514,7 @@ def draw_pet(
     return Image.fromarray(np.uint8(np.clip(img, 0, 1) * 255 + .5))
 
 # %% ../nbs/00_sample.ipynb #64e095fe
-_VERSION = 1                  # of the drawing: a cached set with another number is drawn again
+_VERSION = 2                  # of the drawing: a cached set with another number is drawn again
 _WRONG_EVERY = 20              # one wrong label in every so many pictures of a breed
 _STAMP = "drawn.json"
 
