@@ -21,9 +21,11 @@ def made(n=20, c=3, seed=0, targets=True, paths=False, kind="single", digits=Non
     if digits is not None: probs = probs.mul(10**digits).round()/10**digits
     y = torch.randint(0, c, (n,), generator=g) if kind == "single" else (torch.rand(n, c, generator=g) > .5).double()
     if kind == "number": y = torch.randn(n, c, generator=g).double()
-    losses = (-probs.clamp(min=1e-9).log().gather(1, y[:, None])[:, 0] if kind == "single" else (probs - y).square().mean(1)) if targets else None
+    losses = -probs.clamp(min=1e-9).log().gather(1, y[:, None])[:, 0] if kind == "single" else (probs - y).square().mean(1)
+    if not targets: losses = None
     classes = tuple(f"class{i:02}" for i in range(c))
-    return Preds(probs, y if targets else None, losses, tuple(Path(f"some/where/{i}.jpg") for i in range(n)) if paths else (), classes, kind)
+    files = tuple(Path(f"some/where/{i}.jpg") for i in range(n)) if paths else ()
+    return Preds(probs, y if targets else None, losses, files, classes, kind)
 
 
 sizes = dict(n=st.integers(1, 60), c=st.integers(2, 8), seed=st.integers(0, 10_000), digits=st.sampled_from([None, 1]))
@@ -62,7 +64,8 @@ def test_fbeta_is_sklearns(average):
     assert math.isclose(I.fbeta(p, average=average, thresh=.3), want)
     single = made(40, 4, 3)
     if average == "samples": return
-    assert math.isclose(I.fbeta(single, beta=1, average=average), fbeta_score(single.targets, single.probs.argmax(1), beta=1, average=average))
+    want = fbeta_score(single.targets, single.probs.argmax(1), beta=1, average=average)
+    assert math.isclose(I.fbeta(single, beta=1, average=average), want)
 
 
 def test_multi_and_number_metrics():

@@ -1,0 +1,325 @@
+"""Pictures: the right words in them, only the files that are shown opened, small when saved, nothing left open."""
+import io
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace as Fake
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
+
+from lessonkit import plot as P
+from lessonkit.augment import augmentations
+from lessonkit.data import ImageData
+from lessonkit.interpret import confusion_matrix, top_losses, wrong
+from lessonkit.predict import Preds
+from lessonkit.schedule import one_cycle
+
+NAMES = ["staffordshire_bull_terrier", "american_pit_bull_terrier", "British_Shorthair"] + [f"breed_{i:03}" for i in range(120)]
+
+
+def photo(path, seed=0, size=(200, 150)):
+    "A picture with as much detail as a photograph: smooth colours and some grain."
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    Image.fromarray((np.asarray(small) + rng.normal(0, 12, (size[1], size[0], 3))).clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+def made(n=30, c=5, seed=0, skill=2., paths=(), targets=True):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, c, (n,), generator=g)
+    scores = torch.randn(n, c, generator=g)
+    scores[range(n), y] += skill
+    probs = scores.softmax(1)
+    losses = -probs[range(n), y].log()
+    return Preds(probs, y if targets else None, losses if targets else None, tuple(paths), tuple(NAMES[:c]), "single")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(12):
+        for name in ("pug", "samoyed"): photo(folder/f"{name}_{i}.jpg", i, (200, 150) if i % 2 else (150, 200))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return ImageData.from_name_func(folder, sorted(folder.glob("*.jpg")), lambda name: Path(name).stem.split("_")[0], size=64, bs=8,
+                                    augment=augmentations())
+
+
+def titles(fig): return [ax.get_title().replace("\xa0", " ") for ax in fig.axes]
+
+
+def overlap(fig):
+    "Do any two titles of the grid overlap, or run out of the figure?"
+    fig.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in fig.axes]
+    inside = all(b.x0 >= -3 and b.x1 <= fig.bbox.x1 + 3 for b in boxes)
+    return not inside or any(a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 and b.y0 < a.y1
+                             for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+# --- the grid
+
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(1, 13), ncols=st.one_of(st.none(), st.integers(1, 20)))
+def test_grid_holds_each_picture_once_in_order(n, ncols):
+    images = [np.full((4, 5, 3), 10*i, np.uint8) for i in range(n)]
+    fig = P.show_images(images, [str(i) for i in range(n)], ncols=ncols)
+    assert titles(fig) == [str(i) for i in range(n)] and [ax.images[0].get_array()[0, 0, 0] for ax in fig.axes] == [10*i for i in range(n)]
+    rows, cols = fig.axes[0].get_gridspec().get_geometry()
+    assert (rows - 1)*cols < n <= rows*cols and cols == min(ncols or cols, n)
+
+
+def test_grid_is_upright_small_and_takes_any_picture(tmp_path):
+    img = Image.new("RGB", (1200, 600), "red")
+    img.paste("blue", (0, 0, 600, 600))
+    exif = img.getexif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    img.save(tmp_path/"turned.jpg", exif=exif)
+    Image.new("L", (30, 20), 77).save(tmp_path/"grey.png")
+    fig = P.show_images([tmp_path/"turned.jpg", str(tmp_path/"grey.png"), torch.rand(1, 9, 9), np.zeros((9, 9), np.uint8)])
+    turned, grey, *rest = [ax.images[0].get_array() for ax in fig.axes]
+    assert turned.shape == (400, 200, 3) and turned[5, 100, 2] > 200 and turned[-5, 100, 0] > 200  # blue was left, is now above
+    assert (grey == 77).all() and all(a.shape == (9, 9, 3) for a in rest)
+
+
+def test_grid_errors():
+    one = [np.zeros((4, 4, 3), np.uint8)]
+    for bad, words in [(lambda: P.show_images([]), "no pictures"), (lambda: P.show_images(one, ["a", "b"]), "1 pictures and 2 titles"),
+                       (lambda: P.show_images(one, ["a"], colors=[]), "0 colors"), (lambda: P.show_images(one, ncols=0), "not 0"),
+                       (lambda: P.show_images([torch.randn(3, 8, 8)*3]), "normalised")]:
+        with pytest.raises(ValueError, match=words): bad()
+
+
+# --- weight, words and leftovers
+
+def drawn(folder, data):
+    p = made(24, 3, paths=sorted(folder.glob("*.jpg")))
+    h = Fake(fits=[record("one", 5, 2)])
+    return {"batch": P.show_batch(data), "unique": P.show_batch(data, unique=True),
+            "results": P.show_results(p), "top": P.plot_top_losses(p),
+            "matrix2": P.plot_confusion_matrix(made(300, 2)), "matrix12": P.plot_confusion_matrix(made(300, 12)),
+            "matrix37": P.plot_confusion_matrix(made(1478, 37, skill=3)), "matrix100": P.plot_confusion_matrix(made(5000, 100, skill=4)),
+            "loss": P.plot_loss(h), "schedule": P.plot_schedule(h), "bare": P.plot_schedule(one_cycle())}
+
+
+def test_every_picture_is_small_has_words_and_is_no_open_figure(folder, data):
+    from matplotlib import pyplot
+    before = pyplot.get_fignums()
+    for name, fig in drawn(folder, data).items():
+        mime, file = fig.image()
+        assert len(file) <= 37_000 and fig.dpi == 60, (name, len(file))
+        assert Image.open(io.BytesIO(file)).format == ("JPEG" if fig.photos else "PNG") and (mime == "image/jpeg") == fig.photos
+        assert len(fig.alt) > 20, name
+    assert pyplot.get_fignums() == before
+
+
+def test_a_notebook_shows_a_picture_once_with_its_words(monkeypatch, data):
+    import IPython.display
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda bundle, metadata, raw: shown.append((bundle, metadata)))
+    P.show_batch(data, n=2)._ipython_display_()
+    (bundle, metadata), = shown
+    assert set(bundle) == {"image/jpeg", "text/plain"} and metadata["image/jpeg"]["alt"] == bundle["text/plain"]
+    assert bundle["text/plain"].startswith("2 pictures: ")
+
+
+def test_dark_style(folder):
+    from matplotlib import style
+    with style.context("dark_background"):
+        fig, p = P.plot_confusion_matrix(made(50, 3)), made(24, 2, paths=sorted(folder.glob("*.jpg")))
+        top = P.plot_top_losses(p, 2)
+    assert fig.get_facecolor()[:3] == (0, 0, 0) and fig.axes[0].get_xticklabels()[0].get_color() == "white"
+    assert top.axes[0].title.get_color() == "white"
+
+
+def test_matplotlib_is_drawn_without_pyplot():
+    code = "import sys, lessonkit.plot; print('matplotlib.pyplot' in sys.modules, 'pandas' in sys.modules, 'sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False"]*3
+
+
+# --- batches
+
+@pytest.mark.parametrize("split", ["train", "train_eval", "valid"])
+def test_batch_titles_are_the_labels(data, split):
+    loader = getattr(data, split)
+    fig = P.show_batch(data, n=100, split=split, seed=2)
+    assert len(fig.axes) == loader.n  # all there are
+    assert sorted(titles(fig)) == sorted(p.stem.split("_")[0] for p in loader.paths)
+    assert all(ax.images[0].get_array().shape == (64, 64, 3) for ax in fig.axes)
+
+
+def test_batch_unique_is_one_picture_augmented(data):
+    fig = P.show_batch(data, n=6, unique=True)
+    arrays = [np.asarray(ax.images[0].get_array()) for ax in fig.axes]
+    assert len(set(titles(fig))) == 1 and len(arrays) == 6
+    assert len({a.tobytes() for a in arrays}) == 6
+    again = P.show_batch(data, n=6, unique=True)
+    assert all((a == ax.images[0].get_array()).all() for a, ax in zip(arrays, again.axes))
+
+
+def test_batch_other_kinds_and_errors(folder, data):
+    files = sorted(folder.glob("*.jpg"))
+    multi = ImageData.from_lists(folder, files, [["fur", "tail"] if i % 2 else ["fur"] for i in range(24)], size=32, bs=8)
+    assert set(titles(P.show_batch(multi, n=9))) == {"fur", "fur\ntail"}
+    number = ImageData.from_lists(folder, files, [i/4 for i in range(24)], size=32, bs=8)
+    assert {float(t) for t in titles(P.show_batch(number, n=9))} <= {i/4 for i in range(24)}
+    with pytest.raises(ValueError, match="'test'.*train"): P.show_batch(data, split="test")
+    with pytest.raises(ValueError, match="'trian'"): P.show_batch(data, split="trian")
+    with pytest.raises(ValueError, match="not 0"): P.show_batch(data, n=0)
+    with pytest.raises(ValueError, match="augment=augmentations"): P.show_batch(multi, unique=True)
+
+
+# --- results
+
+def test_results_say_which_line_is_which(folder):
+    p = made(24, 3, paths=sorted(folder.glob("*.jpg")), skill=.7)
+    fig, bad = P.show_results(p, k=24), {int(i) for i in wrong(p)}
+    assert bad and len(bad) < 24
+    want = sorted((NAMES[p.targets[i]], NAMES[p.probs[i].argmax()]) for i in range(24))
+    got = [t.split() for t in titles(fig)]
+    assert sorted((t[1], t[3]) for t in got) == want and all((t[0], t[2]) == ("actual:", "predicted:") for t in got)
+    for ax, t in zip(fig.axes, got):
+        assert (ax.title.get_color(), t[4]) == ((P.RIGHT, "\u2713") if t[1] == t[3] else (P.WRONG, "\u2717"))
+    assert not overlap(fig)
+    assert titles(P.show_results(p, seed=1)) == titles(P.show_results(p, seed=1)) != titles(P.show_results(p, seed=2))
+
+
+def test_results_without_labels_and_other_kinds(folder):
+    files = tuple(sorted(folder.glob("*.jpg")))[:3]
+    bare = P.show_results(made(3, 2, paths=files, targets=False))
+    assert all(t.split()[0] == "predicted:" and len(t.split()) == 2 for t in titles(bare))
+    y = torch.tensor([[1., 0], [1, 0], [0, 0]])
+    multi = Preds(torch.tensor([[.9, .1], [.9, .9], [.1, .1]]), y, None, files, ("a", "b"), "multi")
+    assert set(titles(P.show_results(multi))) == {
+        "actual: a\npredicted: a \u2713", "actual: a\npredicted: a;b \u2717", "actual: (none)\npredicted: (none) \u2713"}
+    number = Preds(torch.tensor([[1.23456], [2.], [3.]]), torch.ones(3, 1), torch.zeros(3), files, (), "number")
+    assert "actual: 1\npredicted: 1.235" in titles(P.show_results(number))
+    assert "1.235\n/ 1\n/ 0.00" in titles(P.plot_top_losses(number))
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(k=st.integers(1, 12), seed=st.integers(0, 99))
+def test_only_the_shown_files_are_opened(tmp_path, k, seed):
+    p = made(2000, 3, seed, paths=[tmp_path/f"{seed}_{i}.jpg" for i in range(2000)])
+    losses, idx = top_losses(p, k)
+    for i in idx: photo(p.paths[i], size=(20, 20))  # the other files do not exist
+    fig = P.plot_top_losses(p, k)
+    for t, loss, i in zip(titles(fig), losses, idx):
+        said, was = NAMES[p.probs[i].argmax()], NAMES[p.targets[i]]
+        assert t.replace("\n", " ") == f"{said} / {was} / {loss:.2f} / {p.probs[i, p.targets[i]]:.2f}"
+    assert fig.get_suptitle().replace("\n", " ") == "prediction / actual / loss / probability of the actual class"
+    assert not overlap(fig)
+
+
+def test_result_errors(folder):
+    files = sorted(folder.glob("*.jpg"))
+    for f in (P.show_results, P.plot_top_losses):
+        with pytest.raises(ValueError, match="no paths.*show_images"): f(made(24, 3))
+        for k in (0, -1):
+            with pytest.raises(ValueError, match=f"at least 1, not {k}"): f(made(24, 3, paths=files), k)
+    with pytest.raises(ValueError, match="true labels.*validation"): P.plot_top_losses(made(24, 3, paths=files, targets=False))
+    with pytest.raises(FileNotFoundError): P.plot_top_losses(made(2, 3, paths=[folder/"gone_1.jpg", folder/"gone_2.jpg"]))
+
+
+# --- the confusion matrix
+
+@settings(max_examples=20, deadline=None)
+@given(c=st.integers(2, 40), seed=st.integers(0, 99), normalize=st.booleans(), cmap=st.sampled_from(["Blues", "viridis"]))
+def test_matrix_cells(c, seed, normalize, cmap):
+    p = made(10*c, c, seed)
+    cm, ax = confusion_matrix(p), P.plot_confusion_matrix(p, normalize, cmap=cmap).axes[0]
+    values = 100*cm/np.maximum(cm.sum(1, keepdims=True), 1) if normalize else cm
+    assert np.allclose(ax.images[0].get_array(), values) and (ax.get_xlabel(), ax.get_ylabel()) == ("Predicted", "Actual")
+    cells = {(round(t.get_position()[1]), round(t.get_position()[0])): t for t in ax.texts}
+    assert set(cells) == set(zip(*(a.tolist() for a in np.nonzero(cm))))
+    for at, t in cells.items():
+        v = values[at]
+        assert t.get_text() == ("<1" if 0 < v < 1 else f"{v:.0f}") and t.get_fontsize() >= 7
+        assert (t.get_color() == "white") == ((v > values.max()/2) == (cmap == "Blues"))
+    assert [t.get_text() for t in ax.get_xticklabels()] == [t.get_text() for t in ax.get_yticklabels()] == NAMES[:c]
+    assert all(t.get_rotation() == 90 for t in ax.get_xticklabels())
+
+
+def test_matrix_names_do_not_overlap_and_nothing_is_cut():
+    for c in (2, 12, 37, 100):
+        fig = P.plot_confusion_matrix(made(3000, c, skill=4))
+        fig.draw_without_rendering()
+        for labels, lo, hi in ((fig.axes[0].get_yticklabels(), "y0", "y1"), (fig.axes[0].get_xticklabels(), "x0", "x1")):
+            boxes = sorted((getattr(b, lo), getattr(b, hi)) for t in labels if (b := t.get_window_extent()))
+            assert all(b[0] >= a[1] - 3 for a, b in zip(boxes, boxes[1:])), c
+
+
+def test_matrix_of_many_classes_calls_out_the_largest():
+    n, c = 3000, 100
+    y = torch.arange(n) % c
+    said = y.clone()
+    said[y == 7] = torch.where(torch.arange(30) < 9, 70, 7)
+    said[y == 80] = torch.where(torch.arange(30) < 5, 8, 80)
+    p = Preds(torch.eye(c)[said], y, None, (), tuple(NAMES[:c]), "single")
+    ax = P.plot_confusion_matrix(p).axes[0]
+    assert {(*t.xy, t.get_text()) for t in ax.texts} == {(70, 7, "9"), (8, 80, "5")}
+    assert {NAMES[7], NAMES[80]} <= {t.get_text() for t in ax.get_yticklabels()}
+    assert {NAMES[70], NAMES[8]} <= {t.get_text() for t in ax.get_xticklabels()}
+
+
+def test_matrix_empty_rows_axes_and_errors():
+    from matplotlib.figure import Figure
+    p = Preds(torch.eye(3)[[0, 0]], torch.tensor([0, 0]), None, (), ("a", "b", "c"), "single")
+    assert np.isfinite(P.plot_confusion_matrix(p, normalize=True).axes[0].images[0].get_array()).all()
+    own = Figure()
+    assert P.plot_confusion_matrix(p, ax=own.add_subplot()) is own and own.axes[0].get_xlabel() == "Predicted"
+    fig = P.plot_confusion_matrix(p, figsize=(5, 4), dpi=99)
+    assert tuple(fig.get_size_inches()) == (5, 4) and fig.dpi == 99
+    with pytest.raises(ValueError, match="true labels"): P.plot_confusion_matrix(made(targets=False))
+    multi = Preds(torch.rand(3, 2), torch.ones(3, 2), None, (), ("a", "b"), "multi")
+    with pytest.raises(ValueError, match="'multi'"): P.plot_confusion_matrix(multi)
+
+
+# --- losses and schedules
+
+def record(name, n, epochs, valid=True):
+    at = np.arange(n*epochs)/(n*epochs)
+    return Fake(name=name, losses=[1.]*len(at), smooth=(1 - at/2).tolist(), lrs=[(one_cycle()(p)/10, one_cycle()(p)) for p in at],
+                moms=[.9]*len(at), rows=[{"epoch": e, **({"valid_loss": 1/(e + 1)} if valid else {})} for e in range(epochs)],
+                ends=[n*(e + 1) for e in range(epochs)], notes=[])
+
+
+def test_loss_of_several_fits():
+    h = Fake(fits=[record("head", 10, 2), record("all", 10, 3)])
+    ax = P.plot_loss(h).axes[0]
+    dots = [(l.get_xdata().tolist(), l.get_ydata().tolist()) for l in ax.lines if l.get_marker() == "o"]
+    assert dots == [([10, 20], [1, .5]), ([30, 40, 50], [1, .5, 1/3])]
+    lines = [l for l in ax.lines if l.get_marker() != "o" and len(l.get_xdata()) > 2]
+    assert [list(l.get_xdata()[[0, -1]]) for l in lines] == [[1, 20], [21, 50]]
+    assert [l.get_xdata()[0] for l in ax.lines if l.get_linestyle() == ":"] == [20] and [t.get_text() for t in ax.texts] == ["head", "all"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["training (smoothed)", "validation"]
+    last = P.plot_loss(h, last_only=True)
+    assert not last.axes[0].texts and "30 steps" in last.alt
+    P.plot_loss(Fake(fits=[record("x", 5, 2, valid=False)])).image()  # no validation: no dots, no crash
+
+
+def test_schedule():
+    h = Fake(fits=[record("head", 10, 2), record("all", 10, 3)])
+    lr, mom = P.plot_schedule(h).axes
+    assert (lr.get_ylabel(), mom.get_ylabel()) == ("learning rate", "momentum")
+    peak = lambda ax: max(max(l.get_ydata()) for l in ax.lines if l.get_linestyle() == "-")
+    assert peak(lr) == pytest.approx(1) and peak(mom) == .9 and peak(P.plot_schedule(h, group=0).axes[0]) == pytest.approx(.1)
+    assert len(P.plot_schedule(h, momentum=False).axes) == 1
+    assert len(P.plot_schedule(h, last_only=True).axes[0].lines[0].get_xdata()) == 30
+    bare = P.plot_schedule(one_cycle()).axes[0].lines[0]
+    assert np.allclose(bare.get_ydata(), [one_cycle()(float(x)) for x in bare.get_xdata()])
+
+
+def test_history_errors():
+    for f in (P.plot_loss, P.plot_schedule):
+        with pytest.raises(ValueError, match="fit_one_cycle"): f(Fake(fits=[]))
+        with pytest.raises(TypeError, match="History.*int"): f(3)
+    with pytest.raises(ValueError, match="2 layer groups.*not 5"): P.plot_schedule(Fake(fits=[record("x", 5, 1)]), group=5)
