@@ -43,29 +43,42 @@ _white, _seal = "f0ece4", (("shade", "b09272", .6), ("points", "35201a", .95))
 _lilac = (("shade", "bdb0a2", .6), ("points", "67606a", .9))
 BREEDS = {
     # cats have a capital initial
-    "Abyssinian": _Breed(ear=1.25, muzzle=1.15, jowl=.85, eye=1.05, fur=.1, build=.8, leg=1.1, nose="9a5a4a", eyes=("b8922e", "87984a"), coats=(
-        ("a4683a", (("belly", "cf9868", .9), ("ticks", "3c2214", .75), ("spine", "4a2a18", .6), ("brow", "3c2214", .3), ("chin", "e2cbb0", .8))),
-        ("b07a50", (("belly", "d8ab84", .9), ("ticks", "5a3a2a", .7), ("spine", "6a4630", .5), ("brow", "5a3a2a", .3), ("chin", "e6d4be", .8))))),
+    "Abyssinian": _Breed(ear=1.25, muzzle=1.15, jowl=.85, eye=1.05, fur=.1, build=.8, leg=1.1, nose="9a5a4a",
+        eyes=("b8922e", "87984a"), coats=(
+        ("a4683a", (("belly", "cf9868", .9), ("ticks", "3c2214", .75), ("spine", "4a2a18", .6),
+            ("brow", "3c2214", .3), ("chin", "e2cbb0", .8))),
+        ("b07a50", (("belly", "d8ab84", .9), ("ticks", "5a3a2a", .7), ("spine", "6a4630", .5),
+            ("brow", "5a3a2a", .3), ("chin", "e6d4be", .8))))),
     "Bengal": _Breed(ear=.85, muzzle=1.1, fur=.08, leg=1.05, nose="a05a4c", eyes=("7a9e4e", "b8a040"), coats=(
-        ("b98548", (("belly", "e4cfa8", .9), ("chin", "ece0ca", .9), ("rosettes", "2f1c0f", .92), ("brow", "2f1c0f", .85), ("rings", "2f1c0f", .9))),
-        ("a89878", (("belly", "ded4c0", .9), ("chin", "e8e2d6", .9), ("rosettes", "2a221c", .92), ("brow", "2a221c", .85), ("rings", "2a221c", .9))))),
+        ("b98548", (("belly", "e4cfa8", .9), ("chin", "ece0ca", .9), ("rosettes", "2f1c0f", .92),
+            ("brow", "2f1c0f", .85), ("rings", "2f1c0f", .9))),
+        ("a89878", (("belly", "ded4c0", .9), ("chin", "e8e2d6", .9), ("rosettes", "2a221c", .92),
+            ("brow", "2a221c", .85), ("rings", "2a221c", .9))))),
     "Birman": _Breed(ear=.85, jowl=1.1, fur=.7, build=1.05, tail="plume", nose="4a302c", eyes=("3f66b0", "4a78c0"), coats=(
         ("ddd0ba", (*_seal, ("gloves", _white, 1.))), ("e0d8cc", (*_lilac, ("gloves", _white, 1.))))),
-    "Persian": _Breed(ear=.6, muzzle=.3, jowl=1.25, eye=1.2, fur=1., build=1.2, leg=.75, tail="plume", nose="b0706a", eyes=("c87c24", "b8642a"), coats=(
+    "Persian": _Breed(ear=.6, muzzle=.3, jowl=1.25, eye=1.2, fur=1., build=1.2, leg=.75, tail="plume", nose="b0706a",
+        eyes=("c87c24", "b8642a"), coats=(
         (_white, ()), ("dcb88c", (("belly", "eedcc4", .8),)), ("85878f", ()))),
     "Ragdoll": _Breed(ear=.85, jowl=1.05, fur=.65, build=1.15, tail="plume", nose="c08a84", eyes=("4a7cc4", "5a8cd0"), coats=(
-        ("dfd4c0", (*_seal, ("blaze", _white, 1.), ("bib", _white, 1.))), ("e2dbd0", (*_lilac, ("blaze", _white, 1.), ("bib", _white, 1.))))),
+        ("dfd4c0", (*_seal, ("blaze", _white, 1.), ("bib", _white, 1.))),
+        ("e2dbd0", (*_lilac, ("blaze", _white, 1.), ("bib", _white, 1.))))),
     "Russian_Blue": _Breed(ear=1.15, muzzle=1.05, jowl=.9, fur=.18, build=.85, leg=1.1, nose="5a5f6c", eyes=("68a04a", "7ca858"), coats=(
         ("6c7482", (("tips", "a8b2c0", .45),)),)),
     # dogs do not
-    "american_bulldog": _Breed(ears="rose", ear=1.05, muzzle=.7, jowl=1.3, eye=.9, fur=.06, build=1.3, tail="thin", nose="2a2222", eyes=("6a4420", "4a2f1a"), coats=(
+    "american_bulldog": _Breed(ears="rose", ear=1.05, muzzle=.7, jowl=1.3, eye=.9, fur=.06, build=1.3, tail="thin", nose="2a2222",
+        eyes=("6a4420", "4a2f1a"), coats=(
         (_white, (("patches", "9a602c", .95),)), (_white, (("patches", "54402e", .95),)), (_white, (("patches", "b88e5c", .9),)))),
-    "american_pit_bull_terrier": _Breed(ears="rose", ear=.95, muzzle=.95, jowl=1.1, eye=.9, fur=.04, build=1.1, leg=1.05, tail="thin", nose="3a2a2a", eyes=("6a4a24", "80683c"), coats=(
-        ("70747c", (("bib", _white, 1.),)), ("985a2c", (("bib", _white, 1.),)), ("64462e", (("brindle", "281a12", .8), ("bib", _white, .9))), (_white, (("patches", "80624a", .95),)))),
+    "american_pit_bull_terrier": _Breed(ears="rose", ear=.95, muzzle=.95, jowl=1.1, eye=.9, fur=.04, build=1.1, leg=1.05, tail="thin",
+        nose="3a2a2a", eyes=("6a4a24", "80683c"), coats=(
+        ("70747c", (("bib", _white, 1.),)), ("985a2c", (("bib", _white, 1.),)),
+        ("64462e", (("brindle", "281a12", .8), ("bib", _white, .9))), (_white, (("patches", "80624a", .95),)))),
     "beagle": _Breed(ears="drop", muzzle=1.05, jowl=.95, eye=1.05, build=.95, tail="thin", nose="1e1a1a", eyes=("4a2c14",), coats=(
-        ("a8683a", (("saddle", "1e1816", .97), ("blaze", _white, 1.), ("bib", _white, 1.), ("socks", _white, 1.), ("tailtip", _white, 1.))),)),
-    "pug": _Breed(ears="button", muzzle=.35, jowl=1.2, eye=1.35, fur=.08, build=1.15, leg=.75, tail="curl", nose="181414", eyes=("3a2416",), coats=(
-        ("ccac80", (("wrinkles", "5a4630", .7), ("mask", "1e1816", .95), ("ears", "1e1816", .95))), ("b89468", (("wrinkles", "4a3826", .7), ("mask", "1e1816", .95), ("ears", "1e1816", .95))),
+        ("a8683a", (("saddle", "1e1816", .97), ("blaze", _white, 1.), ("bib", _white, 1.), ("socks", _white, 1.),
+            ("tailtip", _white, 1.))),)),
+    "pug": _Breed(ears="button", muzzle=.35, jowl=1.2, eye=1.35, fur=.08, build=1.15, leg=.75, tail="curl", nose="181414",
+        eyes=("3a2416",), coats=(
+        ("ccac80", (("wrinkles", "5a4630", .7), ("mask", "1e1816", .95), ("ears", "1e1816", .95))),
+        ("b89468", (("wrinkles", "4a3826", .7), ("mask", "1e1816", .95), ("ears", "1e1816", .95))),
         ("3a3432", (("wrinkles", "1a1614", .7), ("mask", "221e1c", .8))))),
     "samoyed": _Breed(ear=.75, jowl=.85, eye=.85, fur=1., build=1.15, tail="curl", nose="1c1a1c", eyes=("2e2018",), coats=(
         ("efebe3", (("spine", "e6d8be", .5),)),)),
@@ -116,7 +129,8 @@ class _Animal:
     def foot(self, x, y, z, r=.25, toes=True):
         self.ball(PAW, (x, y, z), (r, r * .66, r * 1.3))
         if not toes: return
-        for toe in (-.5, 0, .5): self.ball(PAW, (x + toe * r, y + .12 * r, z + (1 - abs(toe) * .5) * r), (r * .36, r * .45, r * .5), soft=.03)
+        for toe in (-.5, 0, .5):
+            self.ball(PAW, (x + toe * r, y + .12 * r, z + (1 - abs(toe) * .5) * r), (r * .36, r * .45, r * .5), soft=.03)
 
 # %% ../nbs/00_sample.ipynb #1574bddb
 def _head(a, breed, cat, rng, vary):
@@ -129,7 +143,8 @@ def _head(a, breed, cat, rng, vary):
         tip = (0, .28, .86 + .2 * long)
         a.ball(NOSE, tip, (.12, .075, .08), soft=.03)
     else:
-        a.ball(SKULL, (0, -.05, 0), (.86, .84, .86)); a.pair(SKULL, (.42, .25, .25), (.42 * wide, .45, .5)); a.pair(SKULL, (.3, -.24, .6), (.26, .16, .2))
+        a.ball(SKULL, (0, -.05, 0), (.86, .84, .86)); a.pair(SKULL, (.42, .25, .25), (.42 * wide, .45, .5))
+        a.pair(SKULL, (.3, -.24, .6), (.26, .16, .2))
         a.ball(MUZZLE, (0, .3, .55 + .3 * long), (.33 * wide, .3, .25 + .42 * long))
         a.pair(MUZZLE, (.17 * wide, .45, .6 + .38 * long), (.2 * wide, .24 * wide, .2 + .25 * long))
         pant = .14 * (rng.random() < .45)                                                        # mouth open, tongue out
@@ -141,12 +156,14 @@ def _head(a, breed, cat, rng, vary):
     spread, tilt = rng.uniform(.2, .36), rng.uniform(-.05, .2)
     if breed.ears == "prick":
         for s in (-1, 1):
-            if cat: a.leaf((s * .56, -.52, .05), (.36 * ear ** .5, s * .16 * ear ** .5, -.1 * s), (s * spread * ear, -.25 - .75 * ear, tilt))
-            else: a.leaf((s * .48, -.5, 0), (.34 * ear ** .5, s * .14, -.1 * s), (s * spread * ear, -1.05 * ear, tilt))
+            if cat: base, across, up = (s * .56, -.52, .05), (.36 * ear ** .5, s * .16 * ear ** .5, -.1 * s), -.25 - .75 * ear
+            else: base, across, up = (s * .48, -.5, 0), (.34 * ear ** .5, s * .14, -.1 * s), -1.05 * ear
+            a.leaf(base, across, (s * spread * ear, up, tilt))
     elif breed.ears == "drop": a.pair(EAR, (.84, .12 * ear, -.02), (.12, .62 * ear, .36 * ear), roll=-.22 - tilt, soft=.03)
     elif breed.ears == "button": a.pair(EAR, (.68, -.36, .3), (.26 * ear, .34 * ear, .12), roll=-.5 - tilt, soft=.03)
     else:                                                                                        # rose: folded back and out
-        a.pair(EAR, (.64, -.62, 0), (.38 * ear, .16, .28), roll=.05 + tilt, soft=.05); a.pair(EAR, (.62 + .3 * ear, -.42, .14), (.26 * ear, .12, .22), roll=1. + tilt, soft=.05)
+        a.pair(EAR, (.64, -.62, 0), (.38 * ear, .16, .28), roll=.05 + tilt, soft=.05)
+        a.pair(EAR, (.62 + .3 * ear, -.42, .14), (.26 * ear, .12, .22), roll=1. + tilt, soft=.05)
     return tip
 
 # %% ../nbs/00_sample.ipynb #9e6a55b6
@@ -156,14 +173,18 @@ def _body(a, breed, cat, pose, rng, vary):
     both = (-1, 1)
     if pose == "stand":
         ground = 1.15 + 1.15 * leg
-        a.ball(TORSO, (0, 0, 1.15), (.8 * w, .95 * w, 1.)); a.ball(TORSO, (0, .03, -.1), (.76 * w, .82 * w, 1.5)); a.ball(TORSO, (0, -.05, -1.35), (.74 * w, .82 * w, .9))
+        a.ball(TORSO, (0, 0, 1.15), (.8 * w, .95 * w, 1.)); a.ball(TORSO, (0, .03, -.1), (.76 * w, .82 * w, 1.5))
+        a.ball(TORSO, (0, -.05, -1.35), (.74 * w, .82 * w, .9))
         for s in both:
             x, step = s * .44 * w, rng.uniform(-.35, .35)
-            a.limb(LEG, (x, .3, 1.3), (x, 1.2, 1.3 + step * .5), .32 * thick, t=.2); a.limb(LEG, (x, 1.1, 1.3 + step * .5), (x, ground - .15, 1.3 + step), .21 * thick, t=.7)
+            a.limb(LEG, (x, .3, 1.3), (x, 1.2, 1.3 + step * .5), .32 * thick, t=.2)
+            a.limb(LEG, (x, 1.1, 1.3 + step * .5), (x, ground - .15, 1.3 + step), .21 * thick, t=.7)
             a.foot(x, ground - .14, 1.42 + step)
-            a.limb(LEG, (x, .2, -1.4), (x, 1., -1.2 - step * .5), .45 * thick, t=.2); a.limb(LEG, (x, .95, -1.25 - step * .5), (x, ground - .15, -1.7 - step), .2 * thick, t=.7)
+            a.limb(LEG, (x, .2, -1.4), (x, 1., -1.2 - step * .5), .45 * thick, t=.2)
+            a.limb(LEG, (x, .95, -1.25 - step * .5), (x, ground - .15, -1.7 - step), .2 * thick, t=.7)
             a.foot(x, ground - .14, -1.55 - step, .23, toes=False)
-        head, chest, tail, drift = (0, -1.15 if cat else -1.35, 2.3), (0, -.2, 1.3), ((0, -.5, -2), (0, -.2, -.7)), (0, -.35 * rng.uniform(.2, .9), 0)
+        head, chest, tail = (0, -1.15 if cat else -1.35, 2.3), (0, -.2, 1.3), ((0, -.5, -2), (0, -.2, -.7))
+        drift = (0, -.35 * rng.uniform(.2, .9), 0)
     elif pose == "sit":
         ground = 2.4
         a.ball(TORSO, (0, .25, .45), (.78 * w, 1.05, .72 * w)); a.ball(TORSO, (0, 1.2, -.15), (.95 * w, 1.1, .95))
@@ -214,23 +235,26 @@ def _stage(name, rng, size):
     g.scale = float(min((g.w, g.h) / (hi - lo))) * rng.uniform(.75, 1.1)
     g.mid = np.array([g.w, g.h]) / 2 - (lo + hi) / 2 * g.scale + rng.normal(0, .05, 2) * (g.w, g.h)
     g.floor = float((g.body_rot @ (0, ground, 0))[1] * g.scale + g.mid[1])
-    for p in animal.parts: p.centre, p.axes, p.soft = p.centre * g.scale + (*g.mid, 0), p.axes * (g.scale, g.scale, 1 if p.leaf else g.scale), p.soft * g.scale
+    for p in animal.parts:
+        p.centre, p.soft = p.centre * g.scale + (*g.mid, 0), p.soft * g.scale
+        p.axes = p.axes * (g.scale, g.scale, 1 if p.leaf else g.scale)
     g.parts = animal.parts
     return g
 
 # %% ../nbs/00_sample.ipynb #d435a6cd
 @dataclass
 class _Surface:
-    "What the camera sees, pixel by pixel (h,w): `edge` is the distance into the animal in pixels, negative outside; depth, normals and kind reach a little over it."
-    edge: np.ndarray
+    "What the camera sees, pixel by pixel (h,w). All but `edge` reach a little beyond the outline."
+    edge: np.ndarray        # how far inside the outline, in pixels; negative outside
     depth: np.ndarray
     normal: np.ndarray      # (3,h,w)
     kind: np.ndarray        # 0: nothing
     t: np.ndarray
 
 def _render(parts, w, h, wobble, fringe):
-    "Ray-casts the parts along z. `wobble` (2,h,w) moves the sampling points; the surface is continued `fringe` pixels beyond the outline, where fur grows."
-    s = _Surface(np.full((h, w), -99, np.float32), np.zeros((h, w), np.float32), np.zeros((3, h, w), np.float32), np.zeros((h, w), np.uint8), np.zeros((h, w), np.float32))
+    "Ray-casts the parts along z; `wobble` (2,h,w) moves the rays; the surface goes on for `fringe` pixels beyond the outline, for fur."
+    def blank(*shape, like=np.float32): return np.zeros((*shape, h, w), like)
+    s = _Surface(blank() - 99, blank(), blank(3), blank(like=np.uint8), blank())
     ys, xs = np.mgrid[:h, :w].astype(np.float32) + wobble
     for p in parts:
         reach = (np.abs(p.axes[:2]).sum(1) if p.leaf else np.sqrt((p.axes[:2] ** 2).sum(1))) + fringe + 2
@@ -270,7 +294,8 @@ def _leaf(p, x, y):
     wide, long, _ = np.sqrt((p.axes ** 2).sum(0)).astype(np.float32)
     edge = np.minimum(np.minimum(inside * wide, (1 - v) * long), (v + .15) * long)
     n = [np.float32(p.axes[k, 2]) - .5 * u * np.float32(p.axes[k, 0] / wide) for k in range(3)]
-    return edge, u * np.float32(p.axes[2, 0]) + v * np.float32(p.axes[2, 1]), n, np.clip(inside * 2.2 - .35, 0, 1) * np.clip(3 * (.95 - v), 0, 1)
+    lift = u * np.float32(p.axes[2, 0]) + v * np.float32(p.axes[2, 1])
+    return edge, lift, n, np.clip(inside * 2.2 - .35, 0, 1) * np.clip(3 * (.95 - v), 0, 1)
 
 # %% ../nbs/00_sample.ipynb #bc33ea4e
 def _hex(c): return np.float32([int(c[i:i + 2], 16) for i in (0, 2, 4)]) ** 2 / 255 ** 2      # linear light, taking gamma as 2
@@ -278,7 +303,7 @@ def _step(a, b, x): x = np.clip((x - a) / (b - a), 0, 1); return x * x * (3 - 2 
 
 @lru_cache(1)
 def _noise():
-    "Periodic noise, made once: fur (16,256,256), streaks in 16 directions; cloud (32,32,32); near (32,32,32), distance to scattered points; blot (256,256)."
+    "Periodic noise, made once: fur (16,256,256), streaks in 16 directions; cloud and near (32,32,32); blot (256,256)."
     from scipy import ndimage
     rng = np.random.default_rng(1)
     unit = lambda a: np.float32(a / a.std())
@@ -286,15 +311,18 @@ def _noise():
     fy, fx = np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256), indexing="ij")
     def streaks(a):                                        # white noise with only the frequencies of thin lines along `a`
         along, across = fx * np.cos(a) + fy * np.sin(a), fy * np.cos(a) - fx * np.sin(a)
-        return unit(np.fft.ifft2(np.fft.fft2(white) * np.exp(-(along * 22) ** 2 - (across * 3.2) ** 2) * (1 - np.exp(-(across * 14) ** 2))).real)
+        keep = np.exp(-(along * 22) ** 2 - (across * 3.2) ** 2) * (1 - np.exp(-(across * 14) ** 2))
+        return unit(np.fft.ifft2(np.fft.fft2(white) * keep).real)
     points, grid = rng.uniform(0, 32, (150, 3)), np.stack(np.meshgrid(*[np.arange(32)] * 3, indexing="ij"), -1)
     near = np.min([np.sqrt((np.minimum(d := np.abs(grid - p), 32 - d) ** 2).sum(-1)) for p in points], 0)
-    return SimpleNamespace(fur=np.stack([streaks(k * np.pi / 16) for k in range(16)]), near=np.float32(near),
-        cloud=unit(ndimage.gaussian_filter(rng.standard_normal((32, 32, 32)), 1.5, mode="wrap")), blot=unit(ndimage.gaussian_filter(white, 3, mode="wrap")))
+    return SimpleNamespace(
+        fur=np.stack([streaks(k * np.pi / 16) for k in range(16)]), near=np.float32(near),
+        blot=unit(ndimage.gaussian_filter(white, 3, mode="wrap")),
+        cloud=unit(ndimage.gaussian_filter(rng.standard_normal((32, 32, 32)), 1.5, mode="wrap")))
 
 # %% ../nbs/00_sample.ipynb #22d200f8
 def _see(g, rng):
-    "The visible points (n,) of a staged animal: where they are on the picture and on the animal, their fur, and how much of the pixel they cover."
+    "The visible points (n,) of a staged animal: their place on picture and animal, their fur, how much of the pixel they cover."
     noise, offset, fur = _noise(), rng.integers(0, 256, 2), g.breed.fur
     def tile(a, by): return a[np.ix_((np.arange(g.h) + offset[0] + by) & 255, (np.arange(g.w) + offset[1] + by) & 255)]
     wobble = np.stack([tile(noise.blot, 0), tile(noise.blot, 90)]) * np.float32(g.scale * (.004 + .02 * fur))
@@ -308,7 +336,9 @@ def _see(g, rng):
     # fur lies away from the nose and down the body; at the outline it stands out
     lie = np.where(v.head, np.float32(g.head_rot) @ (v.local - np.float32([[0], [.1], [1.1]])), np.float32(g.body_rot @ [[0], [.7], [-1]]))
     lie = lie - v.normal * (lie * v.normal).sum(0)
-    def streaks(x, y): return noise.fur[np.int32(np.arctan2(y, x) * (16 / np.pi) + 16.5) & 15, (ys + offset[0]) & 255, (xs + offset[1]) & 255]
+    def streaks(x, y):
+        way = np.int32(np.arctan2(y, x) * (16 / np.pi) + 16.5) & 15
+        return noise.fur[way, (ys + offset[0]) & 255, (xs + offset[1]) & 255]
     v.streak = streaks(lie[0], lie[1]) * ((v.kind != NOSE) & (v.kind != TONGUE))
     v.alpha = np.clip(s.edge[at] + .5 + streaks(v.normal[0], v.normal[1]) * hair * _HAIR[v.kind], 0, 1)
     v.root = v.local + lie * v.streak * np.float32(.02 + .05 * fur)    # a hair has the colour of the place where it grows
@@ -320,10 +350,13 @@ class _Skin:
     def __init__(self, v, rng):
         from scipy import ndimage
         self.x, self.y, self.z = v.root; self.ax, self.t = np.abs(self.x), v.t
-        for name, kind in dict(skull=SKULL, muzzle=MUZZLE, ear=EAR, torso=TORSO, leg=LEG, paw=PAW, tail=TAIL).items(): setattr(self, name, np.float32(v.kind == kind))
+        kinds = SKULL, MUZZLE, EAR, TORSO, LEG, PAW, TAIL
+        self.skull, self.muzzle, self.ear, self.torso, self.leg, self.paw, self.tail = (np.float32(v.kind == k) for k in kinds)
         self.down = self.leg * v.t + self.paw              # 0 at the shoulder, 1 at the paw
         shift = rng.uniform(0, 32, (3, 1)).astype(np.float32)
-        self.look = lambda table, scale: ndimage.map_coordinates(getattr(_noise(), table), v.root * np.float32(scale) + shift, order=1, mode="grid-wrap")
+        def look(table, scale):
+            return ndimage.map_coordinates(getattr(_noise(), table), v.root * np.float32(scale) + shift, order=1, mode="grid-wrap")
+        self.look = look
         self.big, self.fine = self.look("cloud", 3), self.look("cloud", 8)
         self.vary = rng.normal(0, 1, 3).tolist()           # this animal's own three numbers
         self.half = int(rng.choice([-1, 1]))               # which half of a face is patched
@@ -343,19 +376,27 @@ _PATTERNS = dict(
     gloves=lambda s: s.paw * _step(-.6, .2, s.fine + .8 + .5 * s.vary[1]) + _step(.85, 1., s.leg * s.t),
     socks=lambda s: _step(.35, .6, s.down + .1 * s.fine),
     tailtip=lambda s: s.tail * _step(.6, .75, s.t),
-    blaze=lambda s: (s.skull + s.muzzle) * (s.z > 0) * _step(.06, -.06, s.ax + .06 * s.fine - (.1 + .34 * _step(0, .55, s.y + .1 * s.vary[0])) * (1 + .12 * s.vary[1])),
-    bib=lambda s: s.torso * _step(.2, .6, s.z * .6 + s.y * .5 - s.ax * .4 + .2 * s.fine + .2 * s.vary[2]) + s.muzzle * _step(.3, .5, s.y) + s.paw,
+    blaze=lambda s: (s.skull + s.muzzle) * (s.z > 0) * _step(
+        .06, -.06, s.ax + .06 * s.fine - (.1 + .34 * _step(0, .55, s.y + .1 * s.vary[0])) * (1 + .12 * s.vary[1])),
+    bib=lambda s: s.torso * _step(.2, .6, s.z * .6 + s.y * .5 - s.ax * .4 + .2 * s.fine + .2 * s.vary[2]) 
+        + s.muzzle * _step(.3, .5, s.y) + s.paw,
     rosettes=lambda s: (s.torso + s.leg) * (lambda d: _step(.14, .3, d) * _step(.62, .46, d))(s.look("near", 9) / 5 + .08 * s.fine)
         + .9 * s.skull * (s.y < -.2) * _step(.4, .3, s.look("near", 12) / 5),
-    brow=lambda s: s.skull * (_step(.1, -.3, s.y) * _bands(s.x * 13 + s.fine * .6) * (s.z > -.2) + .8 * _step(.35, .5, s.ax) * _step(0, .2, s.y) * _bands(s.y * 16 + s.ax * 5 + s.fine)),
+    brow=lambda s: s.skull * (_step(.1, -.3, s.y) * _bands(s.x * 13 + s.fine * .6) * (s.z > -.2)
+        + .8 * _step(.35, .5, s.ax) * _step(0, .2, s.y) * _bands(s.y * 16 + s.ax * 5 + s.fine)),
     rings=lambda s: s.leg * _bands(s.y * 11 + s.big) + s.tail * _bands(s.t * 30),
-    brindle=lambda s: s.torso * _bands(s.z * 11 + 1.6 * s.big + s.fine) + s.skull * _bands(s.x * 12 + s.y * 4 + s.big + s.fine) + s.leg * _bands(s.y * 12 + s.big + s.fine),
-    patches=lambda s: _step(.25, .4, s.look("cloud", 1.7) + .12 * s.fine + s.skull * .6 * s.half * np.tanh(4 * s.x) + .3 * s.ear - 1.2 * s.muzzle),
+    brindle=lambda s: s.torso * _bands(s.z * 11 + 1.6 * s.big + s.fine) 
+        + s.skull * _bands(s.x * 12 + s.y * 4 + s.big + s.fine) + s.leg * _bands(s.y * 12 + s.big + s.fine),
+    patches=lambda s: _step(.25, .4, s.look("cloud", 1.7) + .12 * s.fine
+        + s.skull * .6 * s.half * np.tanh(4 * s.x) + .3 * s.ear - 1.2 * s.muzzle),
     saddle=lambda s: s.torso * _step(.35, .1, s.y + .25 * s.big) * _step(1.6, 1.2, s.z) + s.tail * .9,
-    mask=lambda s: s.muzzle + s.skull * (s.z > 0) * _step(.75, .45, np.sqrt(s.x ** 2 * .8 + (s.y - .2) ** 2) + .06 * s.fine + .05 * s.vary[0]),
-    wrinkles=lambda s: s.skull * (s.z > .2) * _step(-.15, -.25, s.y) * _step(-.65, -.5, s.y) * _step(.45, .3, s.ax) * _bands(s.y * 30 - s.ax * 7),
+    mask=lambda s: s.muzzle + s.skull * (s.z > 0) * _step(
+        .75, .45, np.sqrt(s.x ** 2 * .8 + (s.y - .2) ** 2) + .06 * s.fine + .05 * s.vary[0]),
+    wrinkles=lambda s: s.skull * (s.z > .2) * _step(-.15, -.25, s.y) * _step(-.65, -.5, s.y) * _step(.45, .3, s.ax)
+        * _bands(s.y * 30 - s.ax * 7),
     ears=lambda s: s.ear,
-    cream=lambda s: s.muzzle * _step(.12, .35, s.y + .3 * s.ax) + s.skull * np.maximum(_step(.15, .5, s.y + .35 * s.ax - .2), np.hypot(s.ax - .3, s.y + .38) < .13),
+    cream=lambda s: s.muzzle * _step(.12, .35, s.y + .3 * s.ax) + s.skull * np.maximum(
+        _step(.15, .5, s.y + .35 * s.ax - .2), np.hypot(s.ax - .3, s.y + .38) < .13),
 )
 
 def _coat(g, v, rng):
@@ -367,7 +408,8 @@ def _coat(g, v, rng):
         cover = np.float32(np.clip(_PATTERNS[name](skin), 0, 1) * strength * rng.uniform(.88, 1))[:, None]
         rgb += cover * (_hex(colour) - rgb)
     rgb *= np.float32(np.exp(rng.normal(0, .1) + rng.normal(0, .03, 3)))
-    if g.breed.ears == "prick": rgb += (.7 * skin.ear * skin.t)[:, None] * (_hex("d0988c") * (.3 + .7 * rgb.mean()) - rgb)     # the hollow of the ear
+    if g.breed.ears == "prick":                            # the hollow of the ear
+        rgb += (.7 * skin.ear * skin.t)[:, None] * (_hex("d0988c") * (.3 + .7 * rgb.mean()) - rgb)
     rgb[v.kind == NOSE], rgb[v.kind == TONGUE] = _hex(g.breed.nose), _hex("d8707a")
     return rgb * (1 + v.streak * np.float32(.035 + .11 * g.breed.fur))[:, None]
 
@@ -393,8 +435,9 @@ def _face(rgb, g, v, rng):
     put(.2 - np.hypot(across * np.sign(x) + .3, down + .35), np.float32([1, 1, 1]), eye)                        # the window in the eye
     start, bow = (.17, .28) if g.cat else (.34, .38)
     drop = y - g.nose_tip[1]
-    mouth = np.minimum(np.where((drop > .05) & (drop < start), far, 9), np.abs(drop - start - .09 * np.sin(np.minimum(far / bow, 1) * np.pi)) + np.maximum(far - bow, 0))
-    put(.022 - mouth, _hex("2a1815"), (v.kind[on_face] == MUZZLE) * .75, pixel)
+    line = np.where((drop > .05) & (drop < start), far, 9)              # distance to the line down from the nose
+    lips = np.abs(drop - start - .09 * np.sin(np.minimum(far / bow, 1) * np.pi)) + np.maximum(far - bow, 0)
+    put(.022 - np.minimum(line, lips), _hex("2a1815"), (v.kind[on_face] == MUZZLE) * .75, pixel)
     rgb[on_face] = paint
     eyes = np.zeros(len(rgb), np.float32); eyes[on_face] = eye
     return eyes
@@ -432,7 +475,9 @@ def _light(rgb, g, v, eyes, sun, rng):
 
 # %% ../nbs/00_sample.ipynb #761f22b2
 def _enlarge(img, w, h):
-    return np.stack([np.asarray(Image.fromarray(np.ascontiguousarray(img[..., k], np.float32)).resize((w, h), Image.BICUBIC)) for k in range(img.shape[2])], -1)
+    "A float picture (.,.,channels) scaled to (h,w,channels)."
+    channels = [Image.fromarray(np.ascontiguousarray(c, np.float32)) for c in np.moveaxis(img, -1, 0)]
+    return np.stack([np.asarray(c.resize((w, h), Image.BICUBIC)) for c in channels], -1)
 
 _WALLS = "c9bfae b8c0b4 a9b4c2 d8cfc2 8f9a94 c2a99a 77808c e0ddd6 9a8672 b5a7b8".split()
 _FLOORS = "8a6038 b08a5c 5a3c26 a89c8c 7a7672 c8b496 6e4e3a 94806a".split()
@@ -445,7 +490,9 @@ def _backdrop(w, h, horizon, rng):
     def shade(colours): return _hex(colours[rng.integers(len(colours))]) * np.float32(np.exp(rng.normal(-.1, .3) + rng.normal(0, .08, 3)))
     lawn = np.float32(np.array([.14, .2, .07]) * np.exp(rng.normal(0, .35) + rng.normal(0, .15, 3)))
     ys, xs = np.mgrid[:h:4, :w:4].astype(np.float32)         # what is out of focus is drawn small
-    wall = (lawn * np.float32([1, 1, 1.3]) * rng.uniform(.4, 1.6) + np.float32([.7, .8, 1]) * rng.choice([.05, .4]) if outside else shade(_WALLS)) * (1 + rng.uniform(-.6, .6) * (xs / w - .5))[..., None]
+    if outside: wall = lawn * np.float32([1, 1, 1.3]) * rng.uniform(.4, 1.6) + np.float32([.7, .8, 1]) * rng.choice([.05, .4])
+    else: wall = shade(_WALLS)
+    wall = wall * (1 + rng.uniform(-.6, .6) * (xs / w - .5))[..., None]
     for _ in range(rng.integers(2, 8)):                    # furniture, pictures, trees
         cx, cy, rx, ry = rng.uniform(0, w), rng.uniform(-.1, 1) * horizon, rng.uniform(.05, .35) * w, rng.uniform(.08, .5) * h
         u, v = np.abs(xs - cx) / rx, np.abs(ys - cy) / ry
@@ -462,7 +509,8 @@ def _backdrop(w, h, horizon, rng):
         u = (xs / w - .5) * far * rng.uniform(4, 9) + 40; board = np.floor(u)
         colour, tex = shade(_FLOORS), (1 + .13 * np.sin(board * 12.9) + .07 * grain(.6, 3)) * (1 - .45 * (u - board < .05))
     else: colour, tex = shade(_FLOORS + _WALLS), 1 + .08 * grain(4, 3) + .06 * grain(1, 1)
-    img[top:] += np.clip((ys - horizon) / rng.uniform(1.5, 6) + .5, 0, 1)[..., None] * (np.float32(colour) * tex[..., None] * (1.15 - .035 * far[..., None]) - img[top:])
+    ground = np.float32(colour) * tex[..., None] * (1.15 - .035 * far[..., None])
+    img[top:] += np.clip((ys - horizon) / rng.uniform(1.5, 6) + .5, 0, 1)[..., None] * (ground - img[top:])
     return np.clip(img, .003, 1.2)
 
 def _ground_shadow(g, sun):
@@ -473,7 +521,8 @@ def _ground_shadow(g, sun):
         lift = max(0, (g.floor - p.centre[1]) / g.scale)
         if p.kind not in (TORSO, LEG, PAW) or lift > 2: continue
         rx = np.sqrt((p.axes[0] ** 2).sum()) * 1.15
-        blot = 1.3 - np.hypot((xs - p.centre[0] + sun[0] * lift * g.scale * .4) / rx, (ys - max(g.floor, p.centre[1]) + .05 * g.scale) / (rx * .4))
+        x, y = p.centre[0] - sun[0] * lift * g.scale * .4, max(g.floor, p.centre[1]) - .05 * g.scale
+        blot = 1.3 - np.hypot((xs - x) / rx, (ys - y) / (rx * .4))
         dark = np.maximum(dark, np.clip(blot, 0, 1) / (1 + .8 * lift))
     return _enlarge(dark[..., None], g.w, g.h) * (np.arange(g.h) > g.floor - 1.2 * g.scale)[:, None, None]
 
@@ -536,7 +585,8 @@ def cache_dir() -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path): pass
     except OSError as e:
-        raise PermissionError(f"cannot write to the cache folder {path} ({e.strerror}): set the environment variable LESSONKIT_CACHE to a folder you can write to") from e
+        raise PermissionError(f"cannot write to the cache folder {path} ({e.strerror}): "
+                              "set the environment variable LESSONKIT_CACHE to a folder you can write to") from e
     return path
 
 # %% ../nbs/00_sample.ipynb #80e28a51
@@ -588,7 +638,9 @@ def _shape(cls, size, rng):
     "A circle, square or stripes in a random colour on another, with noise."
     y, x = np.mgrid[:size, :size] / size - .5 - rng.uniform(-.1, .1, (2, 1, 1))
     r = rng.uniform(.2, .34)
-    on = {"circle": np.hypot(x, y) < r, "square": np.maximum(abs(x), abs(y)) < r, "stripes": np.sin((x * np.cos(a := rng.uniform(0, np.pi)) + y * np.sin(a)) * 35) > 0}[cls]
+    a = rng.uniform(0, np.pi)
+    on = dict(circle=np.hypot(x, y) < r, square=np.maximum(abs(x), abs(y)) < r,
+        stripes=np.sin((x * np.cos(a) + y * np.sin(a)) * 35) > 0)[cls]
     back, ink = rng.permutation([rng.uniform(0, 100, 3), rng.uniform(155, 255, 3)])
     img = np.where(on[..., None], ink, back) + rng.normal(0, 8, (size, size, 3))
     return Image.fromarray(np.uint8(img.clip(0, 255)))
@@ -602,7 +654,8 @@ def tiny(
     layout:str="flat", # "flat": circle_3.jpg; "folders": train/circle/3.jpg, valid/circle/4.jpg and an unlabelled test/5.jpg
 ) -> Path:
     "Tiny pictures that a small network learns in seconds, for tests."
-    if bad := set(classes) - {"circle", "square", "stripes"}: raise ValueError(f"cannot draw {sorted(bad)}: classes are circle, square, stripes")
+    bad = set(classes) - {"circle", "square", "stripes"}
+    if bad: raise ValueError(f"cannot draw {sorted(bad)}: classes are circle, square, stripes")
     if layout not in ("flat", "folders"): raise ValueError(f"layout={layout!r}: use 'flat' or 'folders'")
     least = len(classes) * (5 if layout == "folders" else 1)
     if n < least: raise ValueError(f"n={n} is too small: {len(classes)} classes in layout {layout!r} need at least {least}")
