@@ -91,8 +91,7 @@ def perspective(
 ) -> Tensor: # (n,3,3)
     "The map that takes the four corners of the square to `corners` and straight lines to straight lines."
     n, (x, y), target = len(corners), CORNERS.T, corners.double()
-    zero, one = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
-    rows = []
+    one, rows = torch.ones(4, dtype=torch.float64), []
     for axis in (0, 1):
         own = torch.stack([x, y, one], 1)
         left = torch.cat([own, torch.zeros(4, 3)] if axis == 0 else [torch.zeros(4, 3), own], 1).double().expand(n, 4, 6)
@@ -163,11 +162,13 @@ def warp(
     size:int, # side of the new picture
 ) -> Tensor: # (n,3,size,size) float in [0,1]
     "Compute the pixels of the new pictures: one bilinear interpolation, mirrored beyond the border."
-    x = x.to(torch.float32, memory_format=torch.contiguous_format) / 255 if x.dtype == torch.uint8 else x
+    whole = x.dtype == torch.uint8
+    if whole: x = x.to(torch.float32, memory_format=torch.contiguous_format)
     axis = (torch.arange(size, device=x.device, dtype=torch.float32) * 2 + 1) / size - 1
-    m = m.to(x.device, torch.float32)
-    u, v, w = (m[:, i, 0, None, None] * axis + m[:, i, 1, None, None] * axis[:, None] + m[:, i, 2, None, None] for i in range(3))
-    return F.grid_sample(x, torch.stack([u / w, v / w], -1), mode="bilinear", padding_mode="reflection", align_corners=False)
+    m = m.to(x.device, torch.float32)[..., None, None]
+    u, v, w = ((m[:, i, 0] * axis + m[:, i, 2]) + m[:, i, 1] * axis[:, None] for i in range(3))
+    out = F.grid_sample(x, torch.stack([u / w, v / w], -1), mode="bilinear", padding_mode="reflection", align_corners=False)
+    return out.div_(255) if whole else out  # after the crop there is less to divide
 
 # %% ../nbs/02_augment.ipynb #4d134bc0
 def light(

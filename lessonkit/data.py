@@ -56,26 +56,25 @@ def to_rgb(
     return img.convert("RGB")
 
 # %% ../nbs/01_data.ipynb #7b52009b
+def _upright_rgb(img:Image.Image, size:int|None) -> tuple[Image.Image, float]:
+    if size: img.draft("RGB", (size, size))
+    img = to_rgb(ImageOps.exif_transpose(img))
+    aspect = img.width / img.height
+    return img.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2) if size else img, aspect
+
 def open_image(
     source:Any, # a path, bytes, Pillow image, or array (h,w), (h,w,3) uint8
     size:int|None=None, # side of the square it is squeezed into; None leaves it as it is
 ) -> tuple[Image.Image, float]: # RGB picture, and its aspect (width / height) before the squeeze
     "Open a picture upright and in RGB. Raises `ImageReadError` with the reason."
-    name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__} given"
     try:
-        if isinstance(source, Image.Image): img = source
-        elif isinstance(source, (np.ndarray, Tensor)): img = Image.fromarray(np.asarray(source))
-        else: img = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF and palettes: nothing the reader can act on
-            if size: img.draft("RGB", (size, size))
-            img = to_rgb(ImageOps.exif_transpose(img))
-            aspect = img.width / img.height
-            if size: img = img.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2)
+        if isinstance(source, Image.Image): return _upright_rgb(source, size)
+        if isinstance(source, (np.ndarray, Tensor)): return _upright_rgb(Image.fromarray(np.asarray(source)), size)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as img: return _upright_rgb(img, size)
     except FileNotFoundError: raise
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more for broken files
+        name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__} given"
         raise ImageReadError(f"can't read {name}: {e or type(e).__name__}") from e
-    return img, aspect
 
 # %% ../nbs/01_data.ipynb #9e6a55b6
 CLOSING = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # the mark that a complete file ends with

@@ -7,15 +7,15 @@ __all__ = ['FORMAT', 'save_tensors', 'load_tensors', 'Learner']
 
 # %% ../nbs/11_learner.ipynb #da4b9237
 import json, os, tempfile, warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
 from . import interpret, plot
-from .data import ImageData, Loader, Stats
+from .data import ImageData
 from .interpret import default_metrics
-from .model import Classifier, create_model, summary
+from .model import create_model, summary
 from .precompute import precompute, why_not
 from .predict import Prediction, Preds, predict_one, predict_set
 from .schedule import Schedule, constant, group_rates, one_cycle, one_cycle_momentum

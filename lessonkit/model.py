@@ -25,7 +25,8 @@ class Normalise(nn.Module):
         super().__init__()
         for name, v in (("mean", stats.mean), ("std", stats.std)): self.register_buffer(name, torch.tensor(v)[:, None, None])
 
-    def forward(self, x): return (x - self.mean) / self.std # (n,3,h,w) in [0,1] -> the same shape, standardised
+    def forward(self, x): # (n,3,h,w) in [0,1] -> the same shape, standardised
+        return torch.addcmul(-self.mean / self.std, x, 1 / self.std)  # (x - mean) / std in one pass over the pixels
 
 # %% ../nbs/03_model.ipynb #0ade7c2c
 class ConcatPool(nn.Module):

@@ -87,7 +87,7 @@ def group_rates(
         if lr.stop is None or lr.step is not None: raise ValueError(f"learning rates are slice(first, last) or slice(last); got {lr}")
         if lr.start is None: rates = [lr.stop / 10] * (n - 1) + [lr.stop]
         elif n == 1: rates = [lr.stop]
-        else: rates = [lr.start * (lr.stop / lr.start) ** (i / (n - 1)) for i in range(n)]
+        else: rates = [lr.start * (lr.stop / lr.start) ** (i / (n - 1)) for i in range(n - 1)] + [lr.stop]  # exactly what was asked for
     elif hasattr(lr, "__len__"): rates = list(lr)
     else: rates = [lr] * n
     if len(rates) != n: raise ValueError(f"{len(rates)} learning rates for {n} layer groups ({', '.join(groups)}): give one for each, or a slice")

@@ -10,8 +10,8 @@ __all__ = ['item_losses', 'pick_device', 'pick_precision', 'Engine', 'keep_memor
 # %% ../nbs/05_train.ipynb #da4b9237
 import math, signal, sys, threading, time
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F

@@ -15,13 +15,15 @@ import lessonkit
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(lessonkit.__file__).parent
 
-TRAIN = ["tests/test_notebooks.py::test_module[05_train.ipynb]"]
-
 MUTATIONS = [
     # name, module, text, wrong text, tests
     ("cosine starts where it should stop", "schedule", "stop + (start - stop) / 2 * (1 + math.cos(math.pi * t))", "start + (stop - start) / 2 * (1 + math.cos(math.pi * t))",
      ["tests/test_notebooks.py::test_module[04_schedule.ipynb]"]),
-    ("a skipped step moves the schedule", "train", "moved += not skipped", "moved += 1", TRAIN),
+    ("a skipped step moves the schedule", "train", "moved += not skipped", "moved += 1", ["tests/test_train.py::test_a_skipped_step_does_not_move_the_schedule"]),
+    ("every epoch in the same order", "train", "loader.batches(seed, fit, epoch, start", "loader.batches(seed, fit, 0, start", ["tests/test_train.py::test_every_epoch_has_another_order"]),
+    ("a run taken up begins its epoch anew", "train", "first = max(start, epoch * per_epoch)", "first = epoch * per_epoch", ["tests/test_train.py::test_start_gives_the_step_the_same_picture"]),
+    ("gradients are kept from step to step", "train", "optimiser.zero_grad(set_to_none=True)", "pass", ["tests/test_train.py::test_clip_bounds_the_move"]),
+    ("features outlive the pictures they are of", "learner", "self._features[0] == key and self._features[1] is self.data", "self._features[0] == key", ["tests/test_learner.py::test_features_are_never_stale"]),
     ("smallest losses first", "interpret", "preds.losses.sort(descending=largest", "preds.losses.sort(descending=not largest", ["tests/test_interpret.py::test_top_losses"]),
     ("most certain first", "interpret", "margin(preds).sort(stable=True)", "margin(preds).sort(stable=True, descending=True)", ["tests/test_interpret.py::test_most_uncertain"]),
     ("confusion matrix on its side", "interpret", "preds.targets*c + preds.probs.argmax(1)", "preds.probs.argmax(1)*c + preds.targets", ["tests/test_interpret.py::test_accuracy_and_matrix_agree_with_sklearn"]),

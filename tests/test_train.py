@@ -48,11 +48,31 @@ def test_every_epoch_sees_other_views_and_drops_other_units(data):
     assert all(torch.equal(a, b) for a, b in zip(net.seen + net.dropped, again.seen + again.dropped))
 
 
+def test_every_epoch_has_another_order(data):
+    net, _ = watch(replace(data, train=replace(data.train, bs=13, augment=None)))
+    first, second = torch.cat(net.seen[:3]), torch.cat(net.seen[3:])
+    assert not torch.equal(first, second)
+    assert torch.equal(first.mean((1, 2, 3)).sort().values, second.mean((1, 2, 3)).sort().values)   # the same pictures all the same
+
+
+def test_a_skipped_step_does_not_move_the_schedule(data):
+    class Skips(Engine):
+        def step(self, optimiser, clip=None):
+            self.count = getattr(self, "count", 0) + 1
+            return super().step(optimiser, clip) and self.count != 2
+    net = Watcher()
+    small = replace(data.train, bs=13)
+    with closing(train_steps(net, small, Phase(2, (1.,), one_cycle()), make_optimiser([list(net.parameters())]), lambda z, y: item_losses(z, y, "single"), Skips("cpu", "fp32"))) as steps:
+        rates = [s.rates[0] for s in steps]
+    assert rates == pytest.approx([one_cycle()(k / 6) for k in (0, 1, 1, 2, 3, 4)])
+
+
 def test_start_gives_the_step_the_same_picture(data):
+    data = replace(data, train=replace(data.train, bs=13))
     whole, steps = watch(data, epochs=3)
-    late, rest = watch(data, epochs=3, start=2)
-    assert len(rest) == 1 and rest[0].index == 2 and rest[0].rates == steps[2].rates
-    assert torch.equal(late.seen[0], whole.seen[2]) and torch.equal(late.dropped[0], whole.dropped[2])
+    late, rest = watch(data, epochs=3, start=4)          # in the middle of the second epoch
+    assert [s.index for s in rest] == [4, 5, 6, 7, 8] and [s.rates for s in rest] == [s.rates for s in steps[4:]]
+    assert all(torch.equal(a, b) for a, b in zip(late.seen + late.dropped, whole.seen[4:] + whole.dropped[4:]))
 
 
 def test_rates_follow_the_schedule(data):
