@@ -158,16 +158,20 @@ class Loader:
         if self.cache == "memory": self._kept[i] = item
         return item
 
-    def batches(self, *key:int|str, start:int=0) -> Iterator[Batch]:
-        "Yield the batches of the epoch that `key` names, from batch `start` on; close the iterator to stop its threads."
+    def batches(self,
+        *key:int|str, # names the epoch
+        start:int=0, # the first batch wanted
+        ahead:int=2, # batches to open while the caller works on the one before; 0 where it needs all cores itself
+    ) -> Iterator[Batch]:
+        "Yield the batches of an epoch; close the iterator to stop its threads."
         waiting = deque(even_batches(self.order(*key), self.bs)[start:])
-        pool, ahead = ThreadPoolExecutor(max(1, self.threads), thread_name_prefix="lessonkit"), deque()
+        pool, opening = ThreadPoolExecutor(max(1, self.threads), thread_name_prefix="lessonkit"), deque()
         try:
-            while waiting or ahead:
-                while waiting and len(ahead) < 3:
+            while waiting or opening:
+                while waiting and len(opening) <= ahead:
                     index = waiting.popleft()
-                    ahead.append((index, [pool.submit(self.item, i) for i in index.tolist()]))
-                index, futures = ahead.popleft()
+                    opening.append((index, [pool.submit(self.item, i) for i in index.tolist()]))
+                index, futures = opening.popleft()
                 pixels, aspects = zip(*(f.result() for f in futures))
                 x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
                 y = None if self.targets is None else self.targets[index]

@@ -72,7 +72,7 @@ class Learner:
         *,
         weights:str|Path|None="pretrained", # "pretrained", a file, or None for random ones
         ps:float=.5, # dropout of the head
-        train_bn:bool=False, # does batch normalisation learn in frozen groups?
+        train_bn:bool=False, # does batch normalisation of a pretrained body learn averages, and in frozen groups, too?
         optimiser:str="adamw", # "adamw" or "sgd"
         wd:float=.01, # weight decay
         precision:str="auto", # "auto", "fp32", "bf16" or "fp16"

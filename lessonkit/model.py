@@ -63,7 +63,7 @@ class Classifier(nn.Module):
         arch:str="", # name of the body
         weights:str="", # where its weights come from, in words; "" for random ones
         ps:float=.5,
-        train_bn:bool=False, # does batch normalisation learn in frozen groups?
+        train_bn:bool=False, # does batch normalisation of a pretrained body learn averages, and in frozen groups, too?
     ):
         super().__init__()
         self.normalise, self.body, self.pool, self.head = Normalise(stats), body, ConcatPool(), create_head(nf, n_out, ps)
@@ -90,11 +90,13 @@ class Classifier(nn.Module):
         return self.train(self.training)
 
     def train(self, mode:bool=True) -> "Classifier":
-        "Training or evaluation mode; frozen groups stay in evaluation mode (their batch normalisation not, with `train_bn`)."
+        "Training or evaluation mode. Frozen groups, and without `train_bn` all normalisation of a pretrained body, stay in evaluation mode."
         super().train(mode)
-        for _, modules in self.groups[:self.frozen] if mode else ():
+        if not mode: return self
+        for i, (_, modules) in enumerate(self.groups[:-1]):
             for layer in (layer for m in modules for layer in m.modules()):
-                if not (self.train_bn and isinstance(layer, NORMS)): layer.training = False
+                norm = isinstance(layer, NORMS)
+                if norm and not self.train_bn and self.weights or i < self.frozen and not (norm and self.train_bn): layer.training = False
         return self
 
 # %% ../nbs/03_model.ipynb #0716d970
@@ -208,7 +210,7 @@ def create_model(
     weights:str|Path|None="pretrained", # "pretrained", a file, or None for random ones
     stats:Stats|None=None, # pixel statistics; None: those that the weights were trained with
     ps:float=.5, # dropout of the head
-    train_bn:bool=False, # does batch normalisation learn in frozen groups?
+    train_bn:bool=False, # does batch normalisation of a pretrained body learn averages, and in frozen groups, too?
     seed:int=42, # of the weights that start at random
 ) -> Classifier: # frozen up to the head if its body is pretrained
     "A body with pretrained weights and a new head. Raises `WeightsUnavailable`, or `ValueError` for a network that is unknown or has no map of features."

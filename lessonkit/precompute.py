@@ -22,7 +22,7 @@ class FeatureLoader(Loader):
     "A loader whose items are features instead of pictures."
     features: Tensor|None=None # (n,f), in the precision that the body puts out
 
-    def batches(self, *key:int|str, start:int=0) -> Iterator[Batch]:
+    def batches(self, *key:int|str, start:int=0, ahead:int=0) -> Iterator[Batch]:
         "Yield the batches of the epoch that `key` names, from batch `start` on: the same items in the same order as with pictures."
         for index in even_batches(self.order(*key), self.bs)[start:]:
             yield Batch(self.features[index], None if self.targets is None else self.targets[index], None, index)
@@ -38,7 +38,7 @@ def body_features(
     try:
         model.eval()
         with torch.inference_mode():
-            for batch in calm.batches(): parts.append(engine.forward(model.features, to_inputs(batch, calm, engine.device)).cpu())
+            for batch in calm.batches(ahead=engine.ahead): parts.append(engine.forward(model.features, to_inputs(batch, calm, engine.device)).cpu())
     finally: model.train(training)
     return torch.cat(parts).clone()
 

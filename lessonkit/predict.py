@@ -66,7 +66,7 @@ def predict_set(
     training, logits = model.training, []
     try:
         model.eval()
-        with torch.inference_mode(), closing(loader.batches()) as batches:
+        with torch.inference_mode(), closing(loader.batches(ahead=engine.ahead)) as batches:
             for batch in batches: logits.append(engine.forward(model, to_inputs(batch, loader, engine.device)).float().cpu())
     finally: model.train(training)
     logits = torch.cat(logits).clone()  # clone: inference tensors can't be used where gradients are wanted

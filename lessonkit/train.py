@@ -69,6 +69,7 @@ class Engine:
         self.device = torch.device(device) if device is not None else pick_device()
         self.dtype = pick_precision(self.device, precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.ahead = 0 if self.device.type == "cpu" else 2  # batches to open while the model works: on a CPU they would fight for its cores
 
     def place(self, module:nn.Module) -> nn.Module:
         "Move a model to the device, in the memory format that convolutions like best (channels last)."
@@ -190,7 +191,7 @@ def train_steps(
     total, moved = phase.epochs * per_epoch, start
     for epoch in range(start // per_epoch, phase.epochs):
         first = max(start, epoch * per_epoch)
-        batches = loader.batches(seed, fit, epoch, start=(first - epoch * per_epoch) * accumulate)
+        batches = loader.batches(seed, fit, epoch, start=(first - epoch * per_epoch) * accumulate, ahead=engine.ahead)
         try:
             for index in range(first, (epoch + 1) * per_epoch):
                 micro = [b for _, b in zip(range(accumulate), batches)]
