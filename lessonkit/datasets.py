@@ -7,7 +7,6 @@ __all__ = ['NAME_PATTERN', 'Dataset', 'DatasetMissing', 'from_names', 'names', '
 
 # %% ../nbs/12_datasets.ipynb #da4b9237
 import importlib.util, os, re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
