@@ -94,6 +94,15 @@ def test_metrics_are_over_the_whole_set(flat):
     assert scores["valid_loss"] == pytest.approx(float(torch.nn.functional.nll_loss(preds.probs.log(), preds.targets)), rel=1e-4)
 
 
+@pytest.fixture
+def ctrl_c():
+    "Ctrl-C as in a terminal: a job in the background is started with it ignored."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("delay", [.05, .15, .4])
 def test_ctrl_c_ends_after_a_whole_step(flat, delay, capsys):
     learn = learner(data_of(flat, bs=4))
