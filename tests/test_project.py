@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-import checks, first_cells, readme, run_lesson
+import checks, first_cells, keep_outputs, readme, run_lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -264,3 +264,14 @@ def test_tool_chain_is_pinned():
     dev = project_table()["optional-dependencies"]["dev"]
     assert {"nbdev==2.4.14", "execnb<0.2", "fastcore<2"} <= set(dev)
     assert not any(r.startswith(("nbdev", "execnb", "fastcore", "fastai")) for r in project_table()["dependencies"])
+
+
+def test_outputs_that_must_not_be_committed(project):
+    path = project / "nbs/lessons/01_pets.ipynb"
+    nb = nbformat.read(path, 4)
+    nb.cells.append(new_code_cell("# output not committed: the photographs are not ours\nshow()", id="last", outputs=[nbformat.v4.new_output("stream", text="a picture")]))
+    nbformat.write(nb, path)
+    assert "01_pets.ipynb: 1 cells" in found(project, keep_outputs.problems)
+    keep_outputs.strip(nb)
+    nbformat.write(nb, path)
+    assert found(project, keep_outputs.problems) == ""
