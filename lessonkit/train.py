@@ -66,10 +66,15 @@ class Engine:
         device:torch.device|str|None=None, # None: the best there is
         precision:str="auto", # "auto", "fp32", "bf16" or "fp16"
     ):
-        self.device = torch.device(device) if device is not None else pick_device()
+        self.device, self.auto = torch.device(device) if device is not None else pick_device(), precision == "auto"
         self.dtype = pick_precision(self.device, precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.ahead = 0 if self.device.type == "cpu" else 2  # batches to open while the model works: on a CPU they would fight for its cores
+
+    def for_training(self, model:nn.Module) -> "Engine":
+        "The engine to train `model` with: itself, but for `auto` on a CPU where grouped convolutions are trained, which have no fast bf16 gradient there."
+        grouped = any(isinstance(m, nn.Conv2d) and m.groups > 1 and m.weight.requires_grad for m in model.modules())
+        return Engine(self.device, "fp32") if self.auto and self.device.type == "cpu" and grouped else self
 
     def place(self, module:nn.Module) -> nn.Module:
         "Move a model to the device, in the memory format that convolutions like best (channels last)."
@@ -93,7 +98,7 @@ class Engine:
         optimiser.zero_grad(set_to_none=True)
         return self.scaler.get_scale() >= scale
 
-# %% ../nbs/05_train.ipynb #f1abd670
+# %% ../nbs/05_train.ipynb #0716d970
 def keep_memory() -> bool: # was anything changed?
     "Tell glibc's allocator to keep freed blocks for the next step (Linux only; see `man mallopt`). `LESSONKIT_KEEP_MEMORY=0` forbids it."
     import ctypes, os
@@ -103,7 +108,7 @@ def keep_memory() -> bool: # was anything changed?
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
-# %% ../nbs/05_train.ipynb #0716d970
+# %% ../nbs/05_train.ipynb #b3f0c7f6
 @dataclass(frozen=True)
 class Phase:
     "A stretch of training with one set of trained layers."
@@ -120,7 +125,7 @@ class Phase:
             if isinstance(v := getattr(self, k), dict): object.__setattr__(self, k, Schedule(**v))
         object.__setattr__(self, "rates", tuple(self.rates))
 
-# %% ../nbs/05_train.ipynb #91032ad7
+# %% ../nbs/05_train.ipynb #12c6fc06
 def make_optimiser(
     groups:Sequence[Sequence[nn.Parameter]], # the parameters of each layer group
     kind:str="adamw", # "adamw" or "sgd"
@@ -147,7 +152,7 @@ def set_rates(
         else: g["momentum"] = mom
     return rates, mom
 
-# %% ../nbs/05_train.ipynb #d435a6cd
+# %% ../nbs/05_train.ipynb #f6e1126c
 @dataclass(frozen=True)
 class Step:
     "One move of the weights."
@@ -210,7 +215,7 @@ def train_steps(
                 yield Step(index, total, epoch, index + 1 == (epoch + 1) * per_epoch, float(loss), sizes, rates, momentum, skipped)
         finally: batches.close()
 
-# %% ../nbs/05_train.ipynb #fc074d50
+# %% ../nbs/05_train.ipynb #5b384ce3
 @dataclass
 class FitRecord:
     "What happened in one phase of training."
@@ -243,7 +248,7 @@ class History:
         import pandas as pd
         return pd.DataFrame([dict(fit=i, name=f.name, **row) for i, f in enumerate(self.fits) for row in f.rows])
 
-# %% ../nbs/05_train.ipynb #ca3512f4
+# %% ../nbs/05_train.ipynb #761f22b2
 def clock(
     seconds:float,
 ) -> str: # mm:ss
@@ -299,7 +304,7 @@ class Table:
         "Take the progress line away."
         if self.show and self.notebook and self.handle: self._draw("")
 
-# %% ../nbs/05_train.ipynb #761f22b2
+# %% ../nbs/05_train.ipynb #0286dd55
 @contextmanager
 def stop_flag():
     "Inside, a first Ctrl-C sets the flag (a `threading.Event`) that is yielded; a second one raises `KeyboardInterrupt`."
@@ -314,7 +319,7 @@ def stop_flag():
     try: yield flag
     finally: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/05_train.ipynb #98fbc42f
+# %% ../nbs/05_train.ipynb #fe2ef495
 def run_phase(
     steps:Iterator[Step], # from `train_steps`
     record:FitRecord,
