@@ -36,9 +36,9 @@ import_s = now() - begun
 
 class Watched(Loader):
     "A loader that notes when an epoch of it was asked for: the first request to the validation loader is the end of training."
-    def batches(self, *key, start=0):
+    def batches(self, *key, **kw):
         asked.append((self.shuffle, now()))
-        yield from super().batches(*key, start=start)
+        yield from super().batches(*key, **kw)
 
 
 asked = []
@@ -75,8 +75,8 @@ def profile(learn):
             return result
         return wrapped
     class Waited(Loader):
-        def batches(self, *key, start=0):
-            inner = super().batches(*key, start=start)
+        def batches(self, *key, **kw):
+            inner = super().batches(*key, **kw)
             fetch = stamp("wait_for_items", lambda: next(inner, None))
             while (batch := fetch()) is not None: yield batch
     class Timed(kept[1]): forward, backward, step = (stamp(k, getattr(kept[1], k)) for k in ("forward", "backward", "step"))
