@@ -6,17 +6,13 @@
 __all__ = ['activation', 'Preds', 'predict_set', 'Prediction', 'predict_one']
 
 # %% ../nbs/08_predict.ipynb #da4b9237
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from .augment import batch_stage, to_inputs
-from .data import Loader, open_image
-from .train import Engine, item_losses
+from .data import Loader
+from .train import Engine, item_losses, outputs
 
 # %% ../nbs/08_predict.ipynb #ac3478d6
 def activation(
@@ -63,13 +59,7 @@ def predict_set(
     kind:str="single", # "single", "multi" or "number"
 ) -> Preds: # in the order of the loader's items
     "What `model` says about all items of a loader."
-    training, logits = model.training, []
-    try:
-        model.eval()
-        with torch.inference_mode(), closing(loader.batches(ahead=engine.ahead)) as batches:
-            for batch in batches: logits.append(engine.forward(model, to_inputs(batch, loader, engine.device)).float().cpu())
-    finally: model.train(training)
-    logits = torch.cat(logits).clone()  # clone: inference tensors can't be used where gradients are wanted
+    logits = outputs(model, loader, engine).float()
     losses = None if loader.targets is None else item_losses(logits, loader.targets, kind)
     return Preds(activation(logits, kind), loader.targets, losses, loader.paths, tuple(classes), kind)
 
@@ -90,13 +80,8 @@ def predict_one(
     threshold:float=.5, # above which a label holds, for several labels
 ) -> Prediction:
     "What `model` says about one picture. Raises `ImageReadError`."
-    img, aspect = open_image(item, loader.presize)
-    x = torch.from_numpy(np.array(img)).permute(2, 0, 1)[None].to(engine.device)
-    training = model.training
-    try:
-        with torch.inference_mode(): out = engine.forward(model.eval(), batch_stage(x, torch.tensor([aspect]), loader.size, fit=loader.fit))
-    finally: model.train(training)
-    probs = activation(out, kind)[0].cpu().clone()
+    alone = replace(loader, paths=(item,), targets=None, threads=1, _kept={})
+    probs = activation(outputs(model, alone, engine), kind)[0]
     if kind == "single": return Prediction(classes[int(probs.argmax())], float(probs.max()), probs)
     if kind == "multi": return Prediction([c for c, p in zip(classes, probs) if p > threshold], None, probs)
     return Prediction(probs.tolist() if len(probs) > 1 else float(probs[0]), None, probs)
