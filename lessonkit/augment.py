@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['basic', 'side_on', 'top_down', 'CORNERS', 'Augment', 'augmentations', 'eye', 'rotation', 'window', 'perspective',
-           'apply_map', 'fixed_map', 'random_map', 'warp', 'light', 'batch_stage', 'to_inputs']
+           'apply_map', 'fixed_map', 'random_map', 'warp', 'light', 'batch_stage', 'to_inputs', 'Mix', 'mix_batch']
 
 # %% ../nbs/02_augment.ipynb #da4b9237
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -214,3 +215,78 @@ def to_inputs(
     x = batch.x.to(device, non_blocking=True)
     if batch.aspect is None: return x
     return batch_stage(x, batch.aspect, loader.size, loader.augment, generator, loader.fit)
+
+# %% ../nbs/02_augment.ipynb #b6692ea5
+@dataclass(frozen=True)
+class Mix:
+    "How much the pictures and answers of a training batch are mixed. With all at zero nothing is, and it counts as false."
+    mixup: float=0. # alpha of the Beta distribution of the shares, 0 for no mixup
+    cutmix: float=0. # the same for CutMix; with both, each batch is dealt one of the two
+    smoothing: float=0. # share of certainty that is spread over all classes, 0 to below 1
+
+    def __post_init__(self):
+        for name in ("mixup", "cutmix"):
+            if not 0 <= (v := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} is the alpha of a Beta distribution, 0 or more (0 for none); got {v}")
+        if not 0 <= self.smoothing < 1: raise ValueError(f"smoothing is a share, at least 0 and below 1, such as 0.1; got {self.smoothing}")
+
+    def __bool__(self): return bool(self.pictures or self.smoothing)
+
+    @property
+    def pictures(self) -> bool:
+        "Are pictures mixed, so that features of unmixed ones won't do?"
+        return bool(self.mixup or self.cutmix)
+
+    def check(self, kind:str) -> "Mix": # "single", "multi" or "number"
+        "Itself, if it makes sense for this kind of label; else `ValueError`."
+        if self.smoothing and kind != "single":
+            raise ValueError(f"label smoothing is for classes of which one is right, and these labels are of kind {kind!r}. "
+                             f"Leave out smoothing={self.smoothing:g}.")
+        if self.cutmix and kind == "number":
+            raise ValueError(f"a pasted rectangle does not move a number by its share of the area. Leave out cutmix={self.cutmix:g}; "
+                             "mixup works for numbers.")
+        return self
+
+# %% ../nbs/02_augment.ipynb #fc074d50
+def mix_batch(
+    x:Tensor, # (n,ch,h,w) float pictures; any (n,...) if pictures are not mixed
+    y:Tensor, # (n,) int64 classes, (n,c) float 0/1 labels, or (n,k) float numbers
+    mix:Mix,
+    kind:str, # "single", "multi" or "number"
+    c:int, # classes
+    generator:torch.Generator, # on the CPU; all that is random comes from it
+) -> tuple[Tensor, Tensor]: # x, mixed; and y: (n,c) float shares that sum to 1 for kind "single", else (n,c) or (n,k) float
+    "Mix a training batch with itself in another order, and its targets in the same shares; then smooth these. Raises `ValueError`."
+    if not mix.check(kind): return x, y
+    if kind == "single": y = F.one_hot(y, c).float()
+    if mix.pictures:
+        if x.ndim != 4: raise ValueError(f"mixup and CutMix mix pictures, (n,channels,height,width); this batch has the shape {tuple(x.shape)}")
+        partner = torch.randperm(len(x), generator=generator)
+        cut = bool(mix.cutmix and (not mix.mixup or torch.rand((), generator=generator) < .5))
+        own = _beta(len(x), mix.cutmix if cut else mix.mixup, generator)
+        x, own = (_paste if cut else _blend)(x, x[partner.to(x.device)], own, generator)
+        y = torch.lerp(y[partner.to(y.device)], y, own[:, None].to(y.device, y.dtype))
+    if mix.smoothing: y = y * (1 - mix.smoothing) + mix.smoothing / c
+    return x, y
+
+def _beta(n:int, alpha:float, generator:torch.Generator) -> Tensor: # (n,) float64 between 0 and 1
+    seed = torch.randint(2**63 - 1, (), generator=generator)  # torch's own Beta takes no generator
+    return torch.from_numpy(np.random.default_rng(int(seed)).beta(alpha, alpha, n))
+
+def _blend(x:Tensor, other:Tensor, own:Tensor, generator:torch.Generator) -> tuple[Tensor, Tensor]:
+    "Mixup: both pictures all over, the own one with the larger share. The result, and the own shares."
+    own = torch.maximum(own, 1 - own)
+    return torch.lerp(other, x, own.to(x.device, x.dtype)[:, None, None, None]), own
+
+def _paste(x:Tensor, other:Tensor, own:Tensor, generator:torch.Generator) -> tuple[Tensor, Tensor]:
+    "CutMix: a rectangle of the other picture, about a random point. The result, and the shares that are left of the own pictures."
+    inside, area = True, 1.
+    for axis in (2, 3):
+        side = x.shape[axis]
+        middle, half = torch.rand(len(x), generator=generator, dtype=torch.float64) * side, (1 - own).sqrt() * side / 2
+        low, high = ((middle + sign * half).round().clamp(0, side) for sign in (-1, 1))
+        at = torch.arange(side)
+        within = (at >= low[:, None]) & (at < high[:, None])
+        inside = inside & within.reshape(len(x), 1, *(side if a == axis else 1 for a in (2, 3)))
+        area = area * (high - low) / side
+    return torch.where(inside.to(x.device), other, x), 1 - area

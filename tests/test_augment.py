@@ -3,10 +3,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torchvision.transforms import functional as TF
 
-from lessonkit.augment import CORNERS, Augment, apply_map, augmentations, batch_stage, eye, fixed_map, light, perspective, random_map, rotation, warp, window
+from lessonkit.augment import (CORNERS, Augment, Mix, apply_map, augmentations, batch_stage, eye, fixed_map, light, mix_batch, perspective, random_map, rotation,
+                               warp, window)
 from lessonkit.data import key_generator
 
 SIDE = 96
@@ -106,3 +108,151 @@ def test_validation_is_never_random():
 
 def test_bytes_become_zero_to_one():
     assert warp(torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(48).reshape(2, 3, 4, 4), eye(2), 4).unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("lighting", ["logit", "linear"])
+def test_any_number_of_channels(channels, lighting):
+    "Each channel alone through the batch stage is what it is among the others. (Linear light looks at the mean over all, so it needs equal ones.)"
+    x = torch.randint(0, 256, (5, channels if lighting == "logit" else 1, 24, 24), dtype=torch.uint8, generator=key_generator(0)).expand(5, channels, 24, 24)
+    augment, aspect = Augment(lighting=lighting), torch.tensor([.5, 1, 2, 1, 1])
+    out = batch_stage(x, aspect, 16, augment, key_generator(1))
+    assert out.shape == (5, channels, 16, 16)
+    for i in range(channels): assert torch.allclose(out[:, i:i + 1], batch_stage(x[:, i:i + 1], aspect, 16, augment, key_generator(1)), atol=1e-5)
+
+
+def ramps(n, h=12, w=15):
+    "n constant pictures of n different greys, with as many classes: each pixel tells which picture it is from."
+    return torch.arange(n, dtype=torch.float32)[:, None, None, None].expand(n, 3, h, w).clone(), torch.arange(n)
+
+
+alphas = st.floats(.01, 4)
+
+
+@common
+@given(n=st.integers(1, 12), alpha=alphas, key=st.integers(0, 10**6))
+def test_mixup_lerps_pictures_and_targets_alike(n, alpha, key):
+    x, y = ramps(n)
+    before = x.clone()
+    mixed, soft = mix_batch(x, y, Mix(mixup=alpha), "single", n, key_generator(key))
+    assert torch.equal(x, before)                                            # the batch given is left alone
+    assert soft.dtype == torch.float32 and torch.allclose(soft.sum(1), torch.ones(n)) and soft.min() >= 0
+    own = soft.gather(1, y[:, None])[:, 0]
+    assert own.min() >= .5 and own.max() <= 1                                # max(lambda, 1 - lambda)
+    assert ((soft > 0).sum(1) <= 2).all()                                    # one partner each
+    assert torch.allclose(mixed, (soft @ torch.arange(n, dtype=torch.float32))[:, None, None, None].expand_as(mixed), atol=1e-5)
+
+
+@common
+@given(n=st.integers(1, 12), alpha=alphas, key=st.integers(0, 10**6))
+def test_cutmix_counts_pixels(n, alpha, key):
+    x, y = ramps(n)
+    mixed, soft = mix_batch(x, y, Mix(cutmix=alpha), "single", n, key_generator(key))
+    for picture, shares in zip(mixed, soft):
+        counted = torch.stack([(picture[0] == k).double().mean() for k in range(n)])
+        assert torch.allclose(counted, shares.double(), atol=1e-6)
+        assert (picture == picture[:1]).all()                                # all channels are cut alike
+
+
+@common
+@given(key=st.integers(0, 10**6))
+def test_cutmix_pastes_one_rectangle_in_its_place(key):
+    h, w = 9, 14
+    x = torch.arange(2 * 3 * h * w, dtype=torch.float32).reshape(2, 3, h, w)
+    mixed, soft = mix_batch(x, torch.tensor([0, 1]), Mix(cutmix=1.), "single", 2, key_generator(key))
+    for i in range(2):
+        foreign = (mixed[i] != x[i])
+        assert torch.equal(mixed[i][foreign], x[1 - i][foreign])             # what is not its own is the other's, from the same place
+        rows, cols = foreign[0].any(1), foreign[0].any(0)
+        assert torch.equal(foreign, (rows[:, None] & cols).expand(3, h, w))  # and a rectangle
+        for line in (rows, cols): assert len(torch.unique_consecutive(line)) <= 3 and line.diff().sum() <= 2
+
+
+@common
+@given(n=st.integers(1, 8), c=st.integers(2, 9), eps=st.floats(.001, .9), key=st.integers(0, 1000))
+def test_smoothing_is_torchs(n, c, eps, key):
+    g = key_generator(key)
+    logits, y = torch.randn(n, c, generator=g), torch.randint(c, (n,), generator=g)
+    state = g.get_state()
+    x, soft = mix_batch(logits, y, Mix(smoothing=eps), "single", c, g)
+    assert x is logits and torch.equal(state, g.get_state())                 # nothing is drawn, and features pass as they are
+    assert torch.allclose(F.cross_entropy(logits, soft, reduction="none"), F.cross_entropy(logits, y, label_smoothing=eps, reduction="none"), atol=1e-5)
+
+
+def test_smoothing_after_mixing_keeps_shares():
+    x, y = ramps(6)
+    plain, soft = (mix_batch(x, y, Mix(mixup=.4, smoothing=e), "single", 6, key_generator(3))[1] for e in (0., .3))
+    assert torch.allclose(soft, plain * .7 + .05)
+
+
+def test_mixing_depends_on_its_generator_only():
+    x, y = ramps(16)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    for mix in (Mix(mixup=.4), Mix(cutmix=1.), Mix(mixup=.4, cutmix=1.)):
+        a, b, other = (mix_batch(x, y, mix, "single", 16, key_generator(k)) for k in (5, 5, 6))
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[1], other[1])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_both_are_dealt_by_the_batch():
+    "CutMix leaves whole pixels of one picture or the other, mixup doesn't: each comes in about half of the batches, and never both in one."
+    x, y = ramps(8)
+    kinds = []
+    for key in range(400):
+        mixed, soft = mix_batch(x, y, Mix(mixup=1., cutmix=1.), "single", 8, key_generator(key))
+        kinds.append(torch.equal(mixed, mixed.round()) and not torch.equal(soft, F.one_hot(y).float()))
+        assert kinds[-1] or all(len(p.unique()) == 1 for p in mixed)
+    assert .4 < sum(kinds) / 400 < .6
+
+
+def test_how_shares_are_spread():
+    "Beta(1, 1) is even: mixup's larger share has the mean 3/4. A small alpha leaves most pictures nearly alone."
+    x, y = ramps(2, 2, 2)
+    x, y = x.repeat(4000, 1, 1, 1), y.repeat(4000)
+    larger = lambda mix: mix_batch(x, y, mix, "single", 2, key_generator(0))[1].amax(1)     # 1 where the partner is of the same class: half of them
+    assert abs((larger(Mix(mixup=1.)) == 1).float().mean() - .5) < .03
+    assert abs(larger(Mix(mixup=1.)).mean() - (1 + .75) / 2) < .01 and larger(Mix(mixup=.1)).mean() > .96
+    assert abs(larger(Mix(mixup=50.)).mean() - .75) < .04                       # and a large one mixes half and half
+
+
+def test_cutmix_centres_reach_every_pixel():
+    x, y = ramps(2, 10, 10)
+    x, y = x.repeat(500, 1, 1, 1), y.repeat(500)
+    mixed, _ = mix_batch(x, y, Mix(cutmix=1.), "single", 2, key_generator(0))
+    often = (mixed != x).float().mean((0, 1))
+    assert often.min() > .05 and torch.allclose(often, often.flip(0), atol=.08) and torch.allclose(often, often.T, atol=.08)
+    assert often[4:6, 4:6].mean() > 1.3 * often[0, 0]                        # cut off at the border, so the middle is hit more often
+
+
+@pytest.mark.parametrize("kind", ["multi", "number"])
+def test_other_kinds_of_targets(kind):
+    x, _ = ramps(6)
+    y = x[:, :2, 0, 0] + torch.tensor([0., 10.])
+    mixed, soft = mix_batch(x, y, Mix(mixup=1.), kind, 2, key_generator(0))
+    assert torch.allclose(mixed[:, :2, 0, 0] + torch.tensor([0., 10.]), soft, atol=1e-5)
+    with pytest.raises(ValueError, match="Leave out smoothing=0.1"): mix_batch(x, y, Mix(smoothing=.1), kind, 2, key_generator(0))
+
+
+def test_cutmix_of_several_labels_but_not_of_numbers():
+    x, y = ramps(5)
+    mixed, soft = mix_batch(x, F.one_hot(y).float(), Mix(cutmix=1.), "multi", 5, key_generator(0))
+    assert torch.allclose(mixed.mean((1, 2, 3)), soft @ torch.arange(5.), atol=1e-5)
+    with pytest.raises(ValueError, match="Leave out cutmix=1"): mix_batch(x, y[:, None].float(), Mix(cutmix=1.), "number", 1, key_generator(0))
+
+
+def test_nothing_to_mix():
+    x, y = ramps(3)
+    same_x, same_y = mix_batch(x, y, Mix(), "single", 3, key_generator(0))
+    assert same_x is x and same_y is y
+    alone, soft = mix_batch(x[:1], y[:1], Mix(mixup=.4, cutmix=1.), "single", 3, key_generator(0))
+    assert torch.equal(alone, x[:1]) and torch.equal(soft, torch.tensor([[1., 0, 0]]))   # a batch of one is its own partner
+    with pytest.raises(ValueError, match=r"shape \(3, 7\)"): mix_batch(torch.rand(3, 7), y, Mix(cutmix=1.), "single", 3, key_generator(0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_mixing_on_a_gpu_is_mixing_on_the_cpu():
+    x, y = ramps(8)
+    for mix in (Mix(mixup=.4, smoothing=.1), Mix(cutmix=1.)):
+        here, there = mix_batch(x, y, mix, "single", 8, key_generator(0)), mix_batch(x.cuda(), y.cuda(), mix, "single", 8, key_generator(0))
+        assert all(t.is_cuda and torch.allclose(h, t.cpu(), atol=1e-6) for h, t in zip(here, there))
