@@ -95,9 +95,9 @@ def test_notebook_table_is_one_display(monkeypatch):
     monkeypatch.setattr("IPython.display.display", display)
     table = Table(every=0)
     table.notebook = True
-    table.progress(STEP, started=0)
+    table.progress(STEP, pace=1.)
     table.row(dict(epoch=0, train_loss=.5, name="<b>", time=61.))
-    table.progress(STEP, started=0)
+    table.progress(STEP, pace=1.)
     table.close()
     assert "step 5 of 20 (25%)" in drawn[0] and "left" in drawn[0] and "<progress" in drawn[2]
     assert drawn[-1] == ("<table><tr><th>epoch</th><th>train_loss</th><th>name</th><th>time</th></tr>"
@@ -110,7 +110,7 @@ def test_terminal_progress_is_wiped():
     out = Tty()
     with redirect_stdout(out):
         table = Table(every=0)
-        table.progress(STEP, started=0)
+        table.progress(STEP, pace=1.)
         table.row(dict(epoch=0, train_loss=.25))
     assert "epoch 1, step 5 of 20" in out.getvalue() and re.search(r"\r\x1b\[K +epoch  train_loss\n", out.getvalue())
 
