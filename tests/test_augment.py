@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torchvision.transforms import functional as TF
 
-from lessonkit.augment import (CORNERS, Augment, Mix, apply_map, augmentations, batch_stage, eye, fixed_map, light, mix_batch, perspective, random_map, rotation,
-                               warp, window)
+from lessonkit.augment import (CORNERS, Augment, Mix, apply_map, augmentations, batch_stage, eye, fixed_map, light, mix_batch, perspective,
+                               random_map, rotation, warp, window)
 from lessonkit.data import key_generator
 
 SIDE = 96
@@ -113,12 +113,14 @@ def test_bytes_become_zero_to_one():
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 @pytest.mark.parametrize("lighting", ["logit", "linear"])
 def test_any_number_of_channels(channels, lighting):
-    "Each channel alone through the batch stage is what it is among the others. (Linear light looks at the mean over all, so it needs equal ones.)"
-    x = torch.randint(0, 256, (5, channels if lighting == "logit" else 1, 24, 24), dtype=torch.uint8, generator=key_generator(0)).expand(5, channels, 24, 24)
+    "Each channel alone through the batch stage is what it is among the others. (Linear light looks at the mean over all: equal ones then.)"
+    drawn = channels if lighting == "logit" else 1
+    x = torch.randint(0, 256, (5, drawn, 24, 24), dtype=torch.uint8, generator=key_generator(0)).expand(5, channels, 24, 24)
     augment, aspect = Augment(lighting=lighting), torch.tensor([.5, 1, 2, 1, 1])
     out = batch_stage(x, aspect, 16, augment, key_generator(1))
     assert out.shape == (5, channels, 16, 16)
-    for i in range(channels): assert torch.allclose(out[:, i:i + 1], batch_stage(x[:, i:i + 1], aspect, 16, augment, key_generator(1)), atol=1e-5)
+    for i in range(channels):
+        assert torch.allclose(out[:, i:i + 1], batch_stage(x[:, i:i + 1], aspect, 16, augment, key_generator(1)), atol=1e-5)
 
 
 def ramps(n, h=12, w=15):
@@ -176,7 +178,8 @@ def test_smoothing_is_torchs(n, c, eps, key):
     state = g.get_state()
     x, soft = mix_batch(logits, y, Mix(smoothing=eps), "single", c, g)
     assert x is logits and torch.equal(state, g.get_state())                 # nothing is drawn, and features pass as they are
-    assert torch.allclose(F.cross_entropy(logits, soft, reduction="none"), F.cross_entropy(logits, y, label_smoothing=eps, reduction="none"), atol=1e-5)
+    theirs = F.cross_entropy(logits, y, label_smoothing=eps, reduction="none")
+    assert torch.allclose(F.cross_entropy(logits, soft, reduction="none"), theirs, atol=1e-5)
 
 
 def test_smoothing_after_mixing_keeps_shares():
@@ -210,7 +213,7 @@ def test_how_shares_are_spread():
     "Beta(1, 1) is even: mixup's larger share has the mean 3/4. A small alpha leaves most pictures nearly alone."
     x, y = ramps(2, 2, 2)
     x, y = x.repeat(4000, 1, 1, 1), y.repeat(4000)
-    larger = lambda mix: mix_batch(x, y, mix, "single", 2, key_generator(0))[1].amax(1)     # 1 where the partner is of the same class: half of them
+    larger = lambda mix: mix_batch(x, y, mix, "single", 2, key_generator(0))[1].amax(1)     # 1 where the partner is of the same class: half
     assert abs((larger(Mix(mixup=1.)) == 1).float().mean() - .5) < .03
     assert abs(larger(Mix(mixup=1.)).mean() - (1 + .75) / 2) < .01 and larger(Mix(mixup=.1)).mean() > .96
     assert abs(larger(Mix(mixup=50.)).mean() - .75) < .04                       # and a large one mixes half and half
@@ -238,7 +241,8 @@ def test_cutmix_of_several_labels_but_not_of_numbers():
     x, y = ramps(5)
     mixed, soft = mix_batch(x, F.one_hot(y).float(), Mix(cutmix=1.), "multi", 5, key_generator(0))
     assert torch.allclose(mixed.mean((1, 2, 3)), soft @ torch.arange(5.), atol=1e-5)
-    with pytest.raises(ValueError, match="Leave out cutmix=1"): mix_batch(x, y[:, None].float(), Mix(cutmix=1.), "number", 1, key_generator(0))
+    with pytest.raises(ValueError, match="Leave out cutmix=1"):
+        mix_batch(x, y[:, None].float(), Mix(cutmix=1.), "number", 1, key_generator(0))
 
 
 def test_nothing_to_mix():
