@@ -8,7 +8,6 @@ __all__ = ['suggest_rates', 'leave_no_trace', 'LRFind', 'find_rate']
 # %% ../nbs/07_lr_finder.ipynb #da4b9237
 import math, random
 from contextlib import closing, contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Callable, Iterator, Sequence
@@ -113,9 +112,10 @@ def find_rate(
     num_it:int=100, # steps, at most ten times the batches
     linear:bool=False, # grow by equal steps, not by equal ratios?
     stop_div:bool=True, # stop when the loss has grown to four times its best?
-    optimiser:str="adamw", # "adamw" or "sgd"
+    optimiser:str|Callable="adamw", # as of `make_optimiser`
     wd:float=.01, # weight decay
     seed:int=42, # of the order, augmentation and dropout
+    mix:Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]|None=None, # as of `train_steps`
 ) -> LRFind:
     "Train with growing rates, look at the loss (Smith 2015), and put everything back. Raises `ValueError` for rates that don't grow."
     start = group_rates(start_lr, [f"group {i}" for i in range(len(groups))])
@@ -130,7 +130,7 @@ def find_rate(
     grow = Piece(share, "linear" if linear else "exponential", 1., factor)
     phase = Phase(epochs, start, Schedule((grow,) if share == 1 else (grow, Piece(1., "flat", factor, factor))), name="lr_find")
     record, best = FitRecord(phase.name), math.inf
-    with leave_no_trace(model), closing(train_steps(model, loader, phase, make_optimiser(trained, optimiser, wd), loss_func, deepcopy(engine), seed=seed)) as run:
+    with leave_no_trace(model), closing(train_steps(model, loader, phase, make_optimiser(trained, optimiser, wd), loss_func, engine.for_training(model), seed=seed, mix=mix)) as run:
         for step in islice(run, steps):
             if not math.isfinite(step.loss):
                 notes.append(f"stopped at a rate of {step.rates[-1]:.1e}: the loss was {step.loss}")
