@@ -96,6 +96,7 @@ class _CantRead(Exception):
 def _numbers(answer, n:int, what:str) -> list[float]: # n of them
     "Any form of `n` numbers."
     if hasattr(answer, "low") and hasattr(answer, "value"): answer = (answer.value, answer.low, answer.high)  # an Interval
+    if hasattr(answer, "tolist"): answer = answer.tolist()  # numpy does not know torch's bfloat16
     try: found = np.asarray(list(answer.values()) if isinstance(answer, dict) else answer, dtype=float).ravel().tolist()
     except (TypeError, ValueError): raise _CantRead(f"I expected {what}, and got a {type(answer).__name__}.") from None
     if not all(map(math.isfinite, found)): raise _CantRead(f"I expected {what}, and got something that is no finite number.")
@@ -287,3 +288,159 @@ def _wrong_labels(answer):
         fine = sorted(named - hits)[0]
         return f"Of your {len(named)}, {len(hits)} {'has' if len(hits) == 1 else 'have'} a wrong label. A large loss alone is no proof: `{fine}`, for one, is what its name says, and the model is mistaken there. Look at the pictures."
     if len(hits) < 5: return f"{len(hits)} of yours really are wrong; find at least five. Look further down the list."
+
+# %% ../nbs/14_exercises.ipynb #fe2ef495
+@_exercise("lr-min", 2,
+    "The finder's curve, as a table. Rates: 0.0001, 0.001, 0.01, 0.1, 1. Losses: 2.7, 2.4, 1.5, 1.1, 6.0. Which number does `lr_find` give as `lr_min` (its suggestion `minimum`)?",
+    ["Where is the loss smallest?", "The suggestion is not that rate itself: there, the trouble is about to begin."],
+    "The loss is smallest at 0.1, and the suggestion is a tenth of that: 0.01. On the curve this is where the loss is still clearly falling.",
+    "Right: a tenth of the rate with the smallest loss. It has been divided already; don't do it again.")
+def _lr_min(answer):
+    found, = _numbers(answer, 1, "a learning rate")
+    if _close(found, .01): return None
+    if _close(found, .1): return "That is where the loss is smallest. The suggestion is a tenth of it, for there the trouble is about to begin."
+    if _close(found, .001): return "That is divided by ten once too often: the smallest loss is at 0.1."
+    if _close(found, 1): return "There the loss has exploded already."
+    return "Look for the smallest loss in the table, take its rate, and divide by ten."
+
+# %% ../nbs/14_exercises.ipynb #2e01e174
+@_exercise("group-rates", 2,
+    "Three layer groups. Which learning rates do they get from `slice(4e-6, 4e-4)`? Three numbers, the early body first.",
+    ["The first group gets the first number, the last group the last.", "In between, the steps are equal *factors*: the same number is multiplied with each time."],
+    "4e-6, 4e-5, 4e-4. From the first to the last it is a factor of 100, in two equal steps, so each is a factor of 10. `group_rates(slice(4e-6, 4e-4), ['early', 'late', 'head'])` says so, too.",
+    "Right: equal factors, not equal differences.")
+def _group_rates(answer):
+    found = _numbers(answer, 3, "three learning rates, the early body's first")
+    if _is(found, 4e-6, 4e-5, 4e-4): return None
+    if _is(found, 4e-4, 4e-5, 4e-6): return "The other way round: the early body changes least."
+    if _close(found[1], (4e-6 + 4e-4) / 2): return "The one in the middle is half-way by difference. Rates go by factors: what is half-way from 4 to 400 by multiplying?"
+    if _is(found, 4e-5, 4e-5, 4e-4): return "That is what `slice(4e-4)`, with one number, gives: a tenth of it for all but the last."
+    if _close(found[0], 4e-6) and _close(found[2], 4e-4): return "Both ends are right. From the first to the last it is a factor of 100, in two equal steps."
+    return "The first number is the early body's, the second is the head's, and one lies between."
+
+# %% ../nbs/14_exercises.ipynb #a9334987
+@_exercise("groups", 2,
+    "The layer groups are early body, late body and head. Which of them learn after `learn.freeze_to(-2)`? Their names.",
+    ["The number says which is the *first* group that learns.", "Negative numbers count from the end, as in Python: `[1, 2, 3][-1]` is 3."],
+    "The late body and the head. -2 is the second from the end; it and what follows learn, the early body is frozen.",
+    "Right. `freeze_to(1)` would have done the same here.")
+def _groups(answer):
+    known = ["early body", "late body", "head"]
+    given = answer if isinstance(answer, str) else ", ".join(str(known[v] if isinstance(v, int) and -3 <= v < 3 else v) for v in answer) if isinstance(answer, (list, tuple, set)) else None
+    learn = [] if given is None else [name for name in known if name.split()[0] in given.lower()]
+    if not learn: raise _CantRead("I expected names out of early body, late body and head, such as `['early body', 'head']`.")
+    if learn == known[1:]: return None
+    if learn == known: return "That is `freeze_to(0)`, which is `unfreeze()`."
+    if learn == ["head"]: return "That is `freeze_to(-1)`, which is `freeze()`."
+    if learn == known[:2]: return "The groups *before* the number are frozen, and the others learn. Later layers are never frozen while earlier ones learn."
+    if learn == ["late body"]: return "That is the first that learns. What follows learns as well."
+    return "Those before the number are frozen, all others learn."
+
+# %% ../nbs/14_exercises.ipynb #8effee40
+@_exercise("fine-tune-rates", 2,
+    "`learn.fine_tune(3, base_lr=4e-3)`: which peak rates do early body, late body and head have in the second phase, when everything learns? Three numbers.",
+    ["Look at its source: between the phases the rate is halved, and `lr_mult` is 100.", "The head gets half of `base_lr`, the early body a hundredth of that, and the late body what lies between (by factors)."],
+    "2e-5, 2e-4, 2e-3. Half of 4e-3 for the head, a hundredth of that for the early body, and ten times as much for the late body as for the early one.",
+    "Right: half, because the head has learned something by then; a hundredth, because the early body should only bend.")
+def _fine_tune_rates(answer):
+    found = _numbers(answer, 3, "three learning rates, the early body's first")
+    if _is(found, 2e-5, 2e-4, 2e-3): return None
+    if _is(found, 4e-5, 4e-4, 4e-3): return "Nearly. Between the two phases something happens to `base_lr`."
+    if _is(found, 4e-4, 4e-4, 4e-3): return "That is the first phase (where only the head's matters, since the body is frozen)."
+    if _is(found, 2e-4, 2e-4, 2e-3): return "That is `slice(2e-3)`. The source says `slice(a, b)`: what is `a`?"
+    if _is(found, 2e-3, 2e-4, 2e-5): return "The other way round: the early body changes least."
+    if _close(found[0], 2e-5) and _close(found[2], 2e-3): return "Both ends are right. What is between is found by factors: from 2e-5 to 2e-3 in two equal ones."
+    return "Half of `base_lr` is the head's. `lr_mult` says how many times smaller the early body's is."
+
+# %% ../nbs/14_exercises.ipynb #667be543
+@_exercise("cycles", 2,
+    "`learn.fit(4, 3e-3, cycle_len=2, cycle_mult=2)`: how many epochs is that?",
+    ["The first cycle takes `cycle_len` epochs, the second twice as many, and so on, four times.", "2, 4, 8, ... and then the sum."],
+    "2 + 4 + 8 + 16 = 30 epochs. `cycle_ends(4, 2, 2)` says where each cycle ends: 2, 6, 14, 30.",
+    "Right: 2 + 4 + 8 + 16. With `cycle_mult=2` one cycle more means as many epochs again as all before together.")
+def _cycles(answer):
+    found, = _numbers(answer, 1, "a number of epochs")
+    known = {30: None, 16: "4 x 2 x 2 is what some notes say, and it is also the length of the last cycle alone. All four have to be added up.", 8: "That would be with `cycle_mult=1`: all cycles equally long.",
+             15: "That would be with `cycle_len=1`. Here the first cycle takes 2 epochs.", 4: "4 is the number of cycles.", 14: "That is where the third cycle ends; there are four."}
+    return known.get(found, "The first cycle takes 2 epochs, each following one twice as many. Add up four of them.")
+
+# %% ../nbs/14_exercises.ipynb #6c1e671f
+@_exercise("luck", 2,
+    "Three changes were tried, each compared with the old model on the same pictures. A: 12 gained, 5 lost. B: 9 gained, 1 lost. C: 40 gained, 30 lost. Which of them made the model better by more than luck? One letter or several.",
+    ["If both models were equally good, gains and losses would be like heads and tails.", "`wilson(12, 17)` is the interval of the share of gains of A. Does it contain one half?"],
+    "Only B:\n\n    wilson(12, 17), wilson(9, 10), wilson(40, 70)\n\nThe intervals of A and C contain one half, so heads and tails could have done it. C gained the most pictures of all, and lost nearly as many.",
+    "Right: only the interval of B, 60% to 98%, lies above one half. It isn't how many were gained, but how lopsided it is.")
+def _luck(answer):
+    if isinstance(answer, (list, tuple, set)): answer = " ".join(map(str, answer))
+    if not isinstance(answer, str) or not (found := set(re.findall(r"\b[ABC]\b", answer.upper()))): raise _CantRead("I expected one or more of the letters A, B, C, such as `'A'` or `['A', 'C']`.")
+    if found == {"B"}: return None
+    if "C" in found: return "C gained 40, but it lost 30, too: among 70 tosses of a coin, 40 heads are nothing special. Look at `wilson(40, 70)`."
+    if "A" in found: return "A has more than twice as many gains as losses; but 12 heads in 17 tosses do happen. `wilson(12, 17)` begins below one half."
+    return "Compute the interval of the share of gains for each."
+
+# %% ../nbs/14_exercises.ipynb #c66c6517
+@_exercise("best-epoch", 2,
+    "Validation losses of epochs 0 to 7, as they would be: 0.80 0.62 0.55 0.57 0.54 0.56 0.58 0.53. You train with `keep_best=\"valid_loss\", patience=2`. After which epoch does training stop, and which epoch's weights are kept? Two numbers.",
+    ["Go through the epochs one by one, as training does: it doesn't know what comes later.", "Each new best sets the patience back. After two epochs in a row without a new best it is at an end."],
+    "It stops after epoch 6 and keeps epoch 4. Epoch 3 is no new best, but epoch 4 is, and the counting starts anew; epochs 5 and 6 are two without one. Epoch 7 would have been better still. Nobody could know, which is the price of stopping early.",
+    "Right. And epoch 7, which would have been the best, is never seen: that is the price of stopping early.")
+def _best_epoch(answer):
+    stop, best = found = _numbers(answer, 2, "two epochs: after which it stops, and which is kept")
+    if _is(found, 6, 4, tol=0): return None
+    if _is(found, 4, 6, tol=0): return "Those are the two, but the other way round: first where it stops, then what is kept."
+    if best == 7 or stop == 7: return "Epoch 7 is never reached: two epochs in a row before it brought nothing better."
+    if stop == 4: return "Epoch 3 was no new best, and epoch 4 was: that sets the patience back, and training goes on."
+    if stop == 3: return "After epoch 3 there has been one epoch without a new best. The patience is two."
+    if stop == 5: return "After epoch 5 there has been one epoch without a new best, since epoch 4 was one. The patience is two."
+    if stop == 6: return "It does stop after epoch 6. Which of the epochs up to there had the smallest loss?"
+    return "Go through the epochs one by one, and count how many in a row bring no new best."
+
+# %% ../nbs/14_exercises.ipynb #4d89d294
+@_exercise("bfloat16", 2,
+    "`bfloat16` keeps few digits: count upwards by ones, and at some number you get stuck. What is the smallest whole number n, from 1 on, for which n + 1 gives n again?",
+    ["Try it: `n = torch.tensor(100., dtype=torch.bfloat16)`, and then `n + 1 == n`.", "Its digits are binary, and there are eight of them (one is never written down). Up to which number do eight binary digits count?"],
+    "256. Eight binary digits count up to 255, and 256 fits since it is a power of two; 257 would need nine, and is rounded to 256.\n\n    n = torch.tensor(256., dtype=torch.bfloat16); n + 1 == n\n\nThat is why weights and sums stay in 32 bits: a small step would be rounded away.",
+    "Right. A weight of 256 could not grow by a step of 1, nor a weight of 1 by a step of 0.003: that is why weights and sums are kept in 32 bits.")
+def _bfloat16(answer):
+    found, = _numbers(answer, 1, "a whole number")
+    known = {256: None, 2048: "That is where `float16` gets stuck; it keeps three binary digits more.", 2**24: "That is where `float32` gets stuck.",
+             255: "255 + 1 is 256, and that can be written.", 257: "257 can't be written at all: it becomes 256. So which number is it that got stuck?", 128: "128 + 1 is 129, which still fits: eight binary digits count up to 255."}
+    if found not in known and found > 256: return "There it is stuck, but it was so before. Look for the smallest."
+    return known.get(found, "Adding 1 still works there. Try it with `torch.tensor(..., dtype=torch.bfloat16)`.")
+
+# %% ../nbs/14_exercises.ipynb #d02560dd
+class _Asked:
+    "Stands in for a Learner: writes down what it is told to do."
+    def __init__(self): self.calls, self.frozen = [], True
+    def freeze(self): self.frozen = True
+    def unfreeze(self): self.frozen = False
+    def freeze_to(self, n): self.frozen = n != 0
+    def fit_one_cycle(self, epochs, lr_max=slice(3e-3), **options):
+        from lessonkit.schedule import group_rates
+        self.calls.append((self.frozen, epochs, group_rates(lr_max, ("early body", "late body", "head"))))
+    def fine_tune(self, *args, **options): raise _CantRead("It calls `fine_tune` itself. Use `freeze`, `unfreeze` and `fit_one_cycle`.")
+
+@_exercise("by-hand", 2,
+    "Write a function `two_phases(learn, epochs, lr)`: it trains the head alone for one epoch with the peak rate `lr`, then everything for `epochs` epochs with peak rates from `lr/200` for the early body to `lr/2` for the head. Use `freeze`, `unfreeze` and `fit_one_cycle`.",
+    ["Four lines: freeze, train, unfreeze, train.", "`slice(lr/200, lr/2)` gives each group its rate."],
+    "Four lines, and `fine_tune` is not much more:\n\n    def two_phases(learn, epochs, lr):\n        learn.freeze()\n        learn.fit_one_cycle(1, lr)\n        learn.unfreeze()\n        learn.fit_one_cycle(epochs, slice(lr/200, lr/2))",
+    "Right: that's the heart of `fine_tune`.")
+def _by_hand(answer):
+    if not callable(answer): raise _CantRead(f"I expected the function itself, without calling it (`check('by-hand', two_phases)`), and got a {type(answer).__name__}.")
+    for epochs, lr in ((3, 2e-3), (5, 4e-3)):
+        asked = _Asked()
+        try: answer(asked, epochs, lr)
+        except _CantRead: raise
+        except Exception as why: return f"Called with a learner, {epochs} and {lr:g} it raises {type(why).__name__}: {why}"
+        calls = asked.calls
+        if not calls: return "It trains nothing: `learn.fit_one_cycle(...)` has to be called twice."
+        if len(calls) != 2: return f"`fit_one_cycle` is called {len(calls)} time{'s' * (len(calls) > 1)}; it should be twice, once for each phase."
+        (first, n1, rates1), (second, n2, rates2) = calls
+        if not first: return "In its first phase everything learns. Only the head should: `learn.freeze()` comes first."
+        if second: return "In its second phase the body is still frozen. What is missing between the two?"
+        if n1 != 1 or n2 != epochs: return f"It trains {n1} and then {n2} epochs. It should be 1 and {epochs}."
+        if not _close(rates1[-1], lr): return f"In the first phase the head's peak rate is {rates1[-1]:g}, and should be {lr:g}."
+        if not _is(rates2, lr / 200, lr / 20, lr / 2):
+            if _is(rates2, lr / 2, lr / 2, lr / 2): return "In the second phase all groups have one rate. A slice gives each its own."
+            if _is(rates2, lr / 2, lr / 20, lr / 200): return "In the second phase the early body gets the largest rate: turn the slice round."
+            return f"In the second phase the peak rates are {', '.join(f'{r:g}' for r in rates2)}; they should go from {lr / 200:g} to {lr / 2:g}."
