@@ -11,9 +11,9 @@ from pathlib import Path
 from torchvision import models
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
-from . import augment, data, datasets, exercises, interpret, learner, model, plot, precompute, predict, sample, schedule, train
+from . import augment, data, datasets, exercises, interpret, learner, lr_finder, model, plot, precompute, predict, sample, schedule, train
 
 __all__ = ["Path", "models", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "datasets", "sample"]
-for _module in (data, augment, model, schedule, train, precompute, predict, interpret, plot, learner, exercises):
+for _module in (data, augment, model, schedule, train, precompute, lr_finder, predict, interpret, plot, learner, exercises):
     globals().update({_name: getattr(_module, _name) for _name in _module.__all__})
     __all__ += _module.__all__
