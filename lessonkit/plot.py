@@ -161,16 +161,21 @@ def _fits(history, who:str) -> list:
     if not fits: raise ValueError(f"{who}: nothing has been trained yet: call learn.fit_one_cycle(1) first")
     return fits
 
-def _boundaries(ax, names:Sequence[str], lengths:Sequence[int]) -> np.ndarray:
-    "Mark where each fit ends and the next begins, with their names; return where each begins."
+def _boundaries(ax, names:Sequence[str], lengths:Sequence[int], shift:float=0) -> np.ndarray:
+    "Mark where each fit ends and the next begins (drawn `shift` further on), with their names; return where each begins."
     at = np.cumsum([0, *lengths])
     points = 72*ax.get_position().width*ax.figure.get_figwidth()/max(at[-1], 1)  # a unit
     if len(names) > 1:
         for i, name in enumerate(names):
-            if i: ax.axvline(at[i], color="gray", lw=1, ls=":")
+            if i: ax.axvline(at[i] + shift, color="gray", lw=1, ls=":")
             if points*(at[i + 1] - at[i]) > 9*LETTER*len(name) or i == len(names) - 1:
-                ax.annotate(name, (at[i], 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=9)
+                ax.annotate(name, (at[i] + shift, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=9)
     return at[:-1]
+
+def _legend(ax):
+    "Names of the lines, beside the picture where it is ours."
+    if isinstance(ax.figure, Picture): ax.figure.legend(*ax.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=4, frameon=False)
+    else: ax.legend(fontsize=9, framealpha=.5)
 
 def _steps(ax, fits) -> np.ndarray: return _boundaries(ax, [f.name for f in fits], [len(f.losses) for f in fits])
 
@@ -212,11 +217,12 @@ def plot_metrics(
     fig = _figure(figsize or (4*ncols, 2.8*rows), "")
     for i, name in enumerate(names):
         ax = fig.add_subplot(rows, ncols, i + 1)
-        for f, at in zip(fits, _boundaries(ax, [f.name for f in fits], [len(f.rows) for f in fits])):
+        for f, at in zip(fits, _boundaries(ax, [f.name for f in fits], [len(f.rows) for f in fits], .5)):
             values = [row.get(name, math.nan) for row in f.rows]
             ax.plot(at + np.arange(1, len(values) + 1), values, "o-", color=VALID)
         ax.annotate(f"{values[-1]:.3g}", (at + len(values), values[-1]), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
-        ax.margins(x=.12)
+        n = at + len(values)
+        ax.set_xlim(1 - .08*max(n - 1, 1), n + .22*max(n - 1, 1))  # room for the number
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="epoch", ylabel=name.replace("_", " "))
         ax.grid(alpha=.25)
@@ -259,10 +265,10 @@ def plot_schedule(
     begins, ends = _steps(axes[0], fits), np.cumsum([len(f.losses) for f in fits])
     for i, (curve, who) in enumerate(curves.items()):
         colour = TRAIN if len(curves) == 1 else f"C{i}"
-        for j, (a, b) in enumerate(zip(begins, ends)): axes[0].plot(np.arange(a, b), curve[a:b], color=colour, label=None if j else ", ".join(who))
-    peaks = [max(c) for c in curves]
+        for j, (a, b) in enumerate(zip(begins, ends)): axes[0].plot(np.arange(a, b), curve[a:b], color=colour, lw=.5 + len(curves) - i, label=None if j else ", ".join(who))
+    peaks = [max(c[a:b]) for c in curves for a, b in zip(begins, ends)]
     if max(peaks) > 5*min(peaks): axes[0].set(yscale="log", ylim=(min(peaks)/30, max(peaks)*2))
-    if groups == "all": axes[0].legend(fontsize=9, framealpha=.5)
+    if groups == "all": _legend(axes[0])
     if both:
         for f, at in zip(fits, _steps(axes[1], fits)): axes[1].plot(at + np.arange(len(f.moms)), f.moms, color=TRAIN)
     for a, label in zip(axes, ("learning rate", "momentum")):
@@ -284,7 +290,7 @@ def _bare_schedules(schedules:dict, epochs:int|None, ax, figsize) -> Figure:
     ax.set(xlabel="epoch" if epochs else "position in training", ylabel="factor")
     if epochs: ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=.25)
-    if any(schedules): ax.legend(fontsize=9, framealpha=.5)
+    if any(schedules): _legend(ax)
     if isinstance(fig, Picture): fig.alt = f"by {'epoch' if epochs else 'position in training'}: " + "; ".join(said)
     return fig
 
@@ -316,20 +322,22 @@ def plot_lr_find(
     return fig
 
 def _mark(ax, points:dict[str, tuple[float, float]], size:float=9):
-    "Dots on a curve with names above the axes, in as many rows as it takes for none to cover another."
+    "Dots on a curve, joined to their names and values in a row above the axes, where none covers another."
     if not points: return
     ax.autoscale_view(scaley=False)
+    for point in points.values(): ax.plot(*point, "o", color=VALID)
+    ax.get_xlim()  # settles the limits
     x = {name: ax.transAxes.inverted().transform(ax.transData.transform(p))[0] for name, p in points.items()}
-    inches, ends = ax.get_position().width*ax.figure.get_figwidth(), []
-    for name in sorted(points, key=x.get):
-        text = f"{name} {points[name][0]:.1e}"
-        half = LETTER*size*len(text)/72/inches/2
-        middle = min(max(x[name], half), 1 - half)
-        row = next((i for i, e in enumerate(ends) if e < middle - half), len(ends))
-        ends[row:row + 1] = [middle + half]
-        ax.plot(*points[name], "o", color=VALID)
-        ax.annotate("", points[name], xycoords="data", xytext=(x[name], 1), textcoords="axes fraction", arrowprops=dict(arrowstyle="-", color=VALID, lw=1, ls=":"))
-        ax.annotate(text, (middle, 1), xycoords="axes fraction", xytext=(0, 3 + row*(size + 3)), textcoords="offset points", ha="center", fontsize=size)
+    texts = {name: f"{name}\n{points[name][0]:.1e}" for name in sorted(points, key=x.get)}
+    width = LETTER*size*(2 + max(map(len, points)))/72/(ax.get_position().width*ax.figure.get_figwidth())
+    places = np.array([x[name] for name in texts])
+    for i in range(1, len(places)): places[i] = max(places[i], places[i - 1] + width)
+    places -= min((places - list(map(x.get, texts))).mean(), places[0])  # in the middle over their dots
+    places[-1] = min(places[-1], 1 - width/2)
+    for i in range(len(places) - 1, 0, -1): places[i - 1] = min(places[i - 1], places[i] - width)
+    for (name, text), place in zip(texts.items(), places):
+        ax.annotate(text, points[name], xytext=(place, 1.03), textcoords=ax.transAxes, ha="center", va="bottom", fontsize=size,
+                    arrowprops=dict(arrowstyle="-", color=VALID, lw=1, ls=":", relpos=(.5, 0), shrinkA=0, shrinkB=0))
 
 # %% ../nbs/10_plot.ipynb #0286dd55
 def _text(value) -> str:
