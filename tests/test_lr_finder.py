@@ -1,0 +1,285 @@
+"""The learning-rate finder sees what it should, stops when it should, and leaves nothing behind."""
+import math
+import pickle
+import random
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from lessonkit import sample
+from lessonkit.augment import Mix, augmentations, mix_batch
+from lessonkit.data import ImageData
+from lessonkit.lr_finder import LRFind, find_rate, leave_no_trace, suggest_rates
+from lessonkit.train import Engine, Phase, item_losses, make_optimiser, train_steps
+
+ENGINE = Engine("cpu", "fp32")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+loss = lambda z, y: item_losses(z, y, "single")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    data = ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), None, r"^(.+)_\d+", size=24, bs=8, augment=augmentations())
+    return replace(data, train=replace(data.train, cache="memory"))
+
+
+class Counts(nn.Module):
+    "Counts its calls in a buffer that it replaces, and draws from every generator there is."
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.calls = self.calls + self.training
+        return x * (1 + .01 * (random.random() + np.random.rand()))
+
+
+def net(frozen=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), Counts(), nn.Dropout(.3), nn.Linear(72, 3))
+    if frozen: model[0].requires_grad_(False)
+    return model
+
+
+def find(model, data, loss=loss, engine=ENGINE, **kw): return find_rate(model, data.train, [model[:3].parameters(), model[3:].parameters()], loss, engine, **kw)
+
+
+def train(model, data, fit=0):
+    random.seed(0), np.random.seed(0)
+    groups = [[p for p in model.parameters() if p.requires_grad]]
+    with closing(train_steps(model, data.train, Phase(2, (1e-2,)), make_optimiser(groups), loss, ENGINE, fit=fit)) as steps: losses = [s.loss for s in steps]
+    return losses, [t.clone() for t in (*model.parameters(), *model.buffers())]
+
+
+def traces(model):
+    "Everything that must be as before."
+    state = [t.detach().clone() for t in (*model.parameters(), *model.buffers())] + [torch.get_rng_state(), torch.from_numpy(np.random.get_state()[1].copy())]
+    return state, [m.training for m in model.modules()], [p.grad for p in model.parameters()], [p.requires_grad for p in model.parameters()], random.getstate()
+
+
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True)) and a[1] == b[1] and all(x is y for x, y in zip(a[2], b[2], strict=True)) and a[3:] == b[3:]
+
+
+# --- reading the curve
+
+def test_three_points_are_enough_and_two_are_not():
+    for n in range(9): assert len(suggest_rates(np.geomspace(1e-3, 1, n), np.linspace(2, 1, n))) == (4 if n >= 8 else 0)
+    assert len(suggest_rates([1, 2, 3], [3, 2, 1], 0, 0)) == 4
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-5, 5), max_size=120), st.integers(0, 12))
+def test_any_curve_is_read_without_complaint(losses, skip):
+    rates = np.geomspace(1e-7, 10, len(losses))
+    found = suggest_rates(rates, losses, skip)
+    assert set(found) in ({"minimum", "steep", "valley", "slide"}, set())
+    if found: assert all(rates[0] <= v <= rates[-1] * 1.001 for k, v in found.items() if k != "minimum") and np.isclose(rates, 10 * found["minimum"]).any()
+
+
+def test_suggestions_are_those_of_fastai():
+    "Computed with fastai 2.8.12 from the same two curves, without the first 10 and the last 5 of 100 points."
+    at = np.geomspace(1e-7, 10, 100, endpoint=False)
+    hump = 2.3 - 1.8 * np.exp(-((np.log10(at) + 1.3) / 1.2)**2) + np.maximum(0, np.log10(at))**2 * 30
+    for wiggle, theirs in ((0, dict(minimum=.0047863, steep=.00630957, valley=.000131826, slide=.00173780)),
+                           (.04, dict(minimum=.0057544, steep=.0109648, valley=.00173780, slide=2.08930e-5))):
+        assert suggest_rates(at, hump + wiggle * np.cos(np.arange(100) * 1.7)) == pytest.approx(theirs, rel=1e-5)
+
+
+# --- the run
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_rates_grow_as_promised(data, linear):
+    found = find(net(), data, num_it=20, start_lr=1e-4, end_lr=1e-2, linear=linear, stop_div=False)
+    k = np.arange(20) / 20
+    assert found.rates == pytest.approx(1e-4 + (1e-2 - 1e-4) * k if linear else 1e-4 * 100**k) and found.linear == linear and found.note == ""
+
+
+def test_groups_keep_their_ratios(data):
+    seen = []
+    def spy(params):
+        seen.append(optimiser := torch.optim.SGD(params, lr=0.))
+        return optimiser
+    for start in ([1e-8, 1e-7], np.array([1e-8, 1e-7]), slice(1e-8, 1e-7), slice(1e-7)):
+        found = find(net(), data, start_lr=start, num_it=10, optimiser=spy, stop_div=False)
+        rates = {g["group"]: g["lr"] for g in seen[-1].param_groups}
+        assert rates[1] == found.rates[-1] and rates[0] == pytest.approx(rates[1] / 10) and found.rates[0] == 1e-7
+    with pytest.raises(ValueError, match="3 learning rates for 2 layer groups"): find(net(), data, start_lr=[1e-7] * 3)
+
+
+def test_frozen_parameters_are_left_to_themselves(data):
+    seen = []
+    def spy(params):
+        seen.extend(p for g in params for p in g["params"])
+        return torch.optim.SGD(params, lr=0.)
+    model = net(frozen=True)
+    find(model, data, num_it=2, optimiser=spy)
+    assert {id(p) for p in seen} == {id(p) for p in model.parameters() if p.requires_grad}
+    with pytest.raises(ValueError, match="every layer group is frozen"): find(net().requires_grad_(False), data)
+
+
+def scripted(values):
+    "A loss function that gives these values one after the other."
+    it = iter(values)
+    def loss(z, y):
+        value = next(it)
+        return z.sum(1) * 0 + value
+    return loss
+
+
+def test_it_stops_at_four_times_the_best(data):
+    steep = [1.] * 5 + [100.] * 95
+    found = find(net(), data, loss=scripted(steep), start_lr=1e-3)
+    assert len(found.losses) == 6 and found.losses[-1] > 4 > found.losses[-2] and "four times its best" in found.note
+    assert find(net(), data, loss=scripted(steep), stop_div=False).note.startswith("50 steps instead of 100") and len(data.train) == 5
+    mild = find(net(), data, loss=scripted([1.] * 5 + [3.9] * 95))
+    assert len(mild.losses) == 50 and "best" not in mild.note
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("stop_div", [True, False])
+def test_it_stops_at_once_where_there_is_no_number(data, value, stop_div):
+    found = find(net(), data, loss=scripted([1., 1., value, 1.]), stop_div=stop_div)
+    assert len(found.rates) == 2 and all(map(math.isfinite, found.losses)) and f"the loss was {value}" in found.note
+    assert found.suggestions == {} and math.isnan(found.valley)
+
+
+@pytest.mark.parametrize("bs, batches", [(39, 1), (20, 2), (13, 3), (4, 10)])
+def test_few_batches_are_used_ten_times_at_most(data, bs, batches):
+    few = replace(data, train=replace(data.train, bs=bs))
+    assert len(few.train) == batches
+    found = find(net(), few, end_lr=1e-3)
+    assert len(found.rates) == min(100, 10 * batches) and found.rates[-1] < 1e-3
+    assert (f"{10 * batches} steps instead of 100" in found.note) == (batches < 10)
+    assert found.rates[1] / found.rates[0] == pytest.approx(1e4**(1 / len(found.rates)))
+
+
+@pytest.mark.parametrize("num_it", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11])
+def test_short_runs(data, num_it):
+    found = find(net(), data, num_it=num_it)
+    assert len(found.rates) == num_it and bool(found.suggestions) == (num_it >= 8) and len(tuple(found)) == 2 and repr(found)
+
+
+def test_mixing_is_passed_on(data):
+    mixed = find(net(), data, num_it=5, mix=lambda x, y, g: mix_batch(x, y, Mix(smoothing=.5), "single", 3, g))
+    assert mixed.losses != find(net(), data, num_it=5).losses
+
+
+def test_a_skipped_step_is_no_point(data):
+    class Skips(Engine):
+        taken = 0
+        def for_training(self, model): return self
+        def step(self, optimiser, clip=None):
+            self.taken += 1
+            return super().step(optimiser, clip) and self.taken > 3
+    found = find(net(), data, num_it=12, engine=Skips("cpu", "fp32"), stop_div=False)
+    assert len(found.rates) == 9 and found.rates[0] == 1e-7 and len(set(found.rates)) == 9
+
+
+def test_wrong_numbers(data):
+    for wrong, says in ((dict(start_lr=0), "above 0"), (dict(start_lr=10), "got 10 and 10"), (dict(end_lr=math.inf), "inf"), (dict(num_it=0), "got 0"), (dict(num_it=9.5), "got 9.5")):
+        with pytest.raises(ValueError, match=says): find(net(), data, **wrong)
+
+
+def test_the_result_is_plain_data():
+    found = LRFind((1e-3, 1e-2), (2., 1.), .01, .02, .03, .04, "stopped early")
+    assert pickle.loads(pickle.dumps(found)) == found and tuple(found) == (.01, .02)
+    lines = repr(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["LRFind:", "minimum", "steep", "valley", "slide", "stopped"]
+
+
+# --- leaving no trace
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["whole", "frozen"])
+@pytest.mark.parametrize("augment", [False, True], ids=["plain", "augmented"])
+def test_training_afterwards_is_what_it_would_have_been(data, frozen, augment):
+    if not augment: data = replace(data, train=replace(data.train, augment=None))
+    never, once, between = net(frozen), net(frozen), net(frozen)
+    find(once, data, start_lr=1e-4, num_it=20)
+    first, found = train(never, data), train(once, data)
+    assert first[0] == found[0] and all(map(torch.equal, first[1], found[1]))
+    train(between, data)
+    find(between, data, start_lr=1e-4, num_it=20)
+    a, b = train(never, data, fit=1), train(between, data, fit=1)
+    assert a[0] == b[0] and all(map(torch.equal, a[1], b[1]))
+
+
+def test_it_finds_the_same_every_time(data):
+    model = net()
+    def once():
+        random.seed(1), np.random.seed(1)
+        return find(model, data, num_it=20)
+    assert once() == once()
+
+
+class Broken(RuntimeError): pass
+
+
+@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["loss", "backward", "step"])
+def test_nothing_is_left_whatever_happens(data, error, where):
+    class Breaks(Engine):
+        calls = 0
+        def for_training(self, model): return self
+        def _break(self, place):
+            self.calls += place == where
+            if place == where and self.calls == 4: raise error("here")
+        def backward(self, loss):
+            self._break("loss")
+            super().backward(loss)
+            self._break("backward")
+        def step(self, optimiser, clip=None):
+            super().step(optimiser, clip)
+            self._break("step")
+            return True
+    model = net(frozen=True)
+    model.train()
+    model[1].eval()
+    model[7].bias.grad = torch.ones(3)
+    before = traces(model)
+    with pytest.raises(error): find(model, data, engine=Breaks("cpu", "fp32"), start_lr=1e-2)
+    assert same(before, traces(model))
+
+
+def test_a_whole_run_leaves_nothing(data):
+    model = net()
+    model.eval()
+    model[6].train()
+    before = traces(model)
+    find(model, data, start_lr=1e-2)
+    assert same(before, traces(model))
+
+
+def test_what_did_not_change_is_not_written(data):
+    "Features computed from a frozen body stay valid: torch counts every write."
+    model = net(frozen=True)
+    model[1].eval().requires_grad_(False)
+    model[1].train = lambda mode: model[1]
+    before = [t._version for t in (*model[0].parameters(), *model[1].parameters(), *model[1].buffers())]
+    find(model, data, num_it=5)
+    assert [t._version for t in (*model[0].parameters(), *model[1].parameters(), *model[1].buffers())] == before
+    assert model[7].weight._version > 0
+
+
+def test_leave_no_trace_notices_a_weight_that_is_nan():
+    model = nn.Linear(2, 1)
+    with torch.no_grad(): model.weight[0, 0] = math.nan
+    before = model.weight.detach().clone()
+    with leave_no_trace(model), torch.no_grad(): model.weight.fill_(3.)
+    assert torch.equal(before.nan_to_num(7.), model.weight.detach().nan_to_num(7.))
+
+
+@CUDA
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu(data, precision):
+    engine = Engine("cuda", precision)
+    model = engine.place(net())
+    scale, state = engine.scaler.get_scale(), torch.cuda.get_rng_state()
+    before = traces(model)
+    found = find(model, data, engine=engine)
+    assert same(before, traces(model)) and engine.scaler.get_scale() == scale and torch.equal(state, torch.cuda.get_rng_state())
+    assert len(found.rates) > 20 and all(t.is_cuda for t in model.state_dict().values())
