@@ -93,7 +93,10 @@ def open_image(
     with _blaming(source):
         if channels not in MODES: raise ValueError(f"a picture file has 1, 3 or 4 channels, not {channels}")
         if isinstance(source, Image.Image): return _upright(source, size, MODES[channels])
-        if (a := _array(source)) is not None: return _upright(Image.fromarray(a), size, MODES[channels])
+        if (a := _array(source)) is not None:
+            if a.shape[2:] and a.shape[2] not in MODES:
+                raise ValueError(f"the array has {a.shape[2]} channels where {channels} are wanted: give channels={a.shape[2]}")
+            return _upright(Image.fromarray(a), size, MODES[channels])
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as img: return _upright(img, size, MODES[channels])
 
 # %% ../nbs/01_data.ipynb #9e6a55b6

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ENDS', 'PACKAGED', 'PACKAGED_STATS', 'Normalise', 'ConcatPool', 'create_head', 'Classifier',
-           'WeightsUnavailable', 'load_file', 'create_model', 'summary']
+           'WeightsUnavailable', 'load_file', 'adapt_stats', 'adapt_channels', 'create_model', 'summary']
 
 # %% ../nbs/03_model.ipynb #da4b9237
 import os, socket
@@ -25,7 +25,7 @@ class Normalise(nn.Module):
         super().__init__()
         for name, v in (("mean", stats.mean), ("std", stats.std)): self.register_buffer(name, torch.tensor(v)[:, None, None])
 
-    def forward(self, x): # (n,3,h,w) in [0,1] -> the same shape, standardised
+    def forward(self, x): # (n,channels,h,w) in [0,1] -> the same shape, standardised
         return torch.addcmul(-self.mean / self.std, x, 1 / self.std)  # (x - mean) / std in one pass over the pixels
 
 # %% ../nbs/03_model.ipynb #0ade7c2c
@@ -53,12 +53,12 @@ def create_head(
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 class Classifier(nn.Module):
-    "Normalise, body, pool, head. Takes pictures (n,3,h,w) in [0,1], gives (n,n_out) logits."
+    "Normalise, body, pool, head. Takes pictures (n,channels,h,w) in [0,1], gives (n,n_out) logits."
     def __init__(self,
-        body:nn.Module, # (n,3,h,w) -> (n,nf,h',w')
+        body:nn.Module, # (n,channels,h,w) -> (n,nf,h',w')
         nf:int, # channels that the body puts out
         n_out:int,
-        stats:Stats, # that the body was trained with
+        stats:Stats, # that the body was trained with, one for each channel
         body_groups:Sequence[tuple[str, list[nn.Module]]], # names and parts of the body, first to last
         arch:str="", # name of the body
         weights:str="", # where its weights come from, in words; "" for random ones
@@ -67,10 +67,10 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.normalise, self.body, self.pool, self.head = Normalise(stats), body, ConcatPool(), create_head(nf, n_out, ps)
-        self.nf, self.arch, self.weights, self.train_bn, self.frozen = nf, arch, weights, train_bn, 0
+        self.channels, self.nf, self.arch, self.weights, self.train_bn, self.frozen = len(stats.mean), nf, arch, weights, train_bn, 0
         self.groups = [*body_groups, ("head", [self.head])]  # a plain list: the modules are registered above
 
-    def features(self, x): return self.pool(self.body(self.normalise(x))) # (n,3,h,w) -> (n, 2 * nf)
+    def features(self, x): return self.pool(self.body(self.normalise(x))) # (n,channels,h,w) -> (n, 2 * nf)
     def forward(self, x): return self.head(self.features(x))
 
     def group_parameters(self) -> list[list[nn.Parameter]]:
@@ -204,6 +204,32 @@ def _load(net:nn.Module, state:dict[str, Tensor], source:str):
         raise WeightsUnavailable(f"the weights in {source!r} are not those of a {type(net).__name__} of this shape: {str(e).splitlines()[1].strip()}") from e
 
 # %% ../nbs/03_model.ipynb #12c6fc06
+def adapt_stats(
+    stats:Stats, # of three channels, or of as many as wanted
+    channels:int,
+) -> Stats: # of `channels` channels
+    "RGB statistics for another number of channels: their average for a single one, and beyond three. Raises `ValueError`."
+    if len(stats.mean) == channels: return stats
+    if len(stats.mean) != 3: raise ValueError(f"the statistics are of {len(stats.mean)} channels, and the pictures have {channels}")
+    def fit(v): return ((sum(v) / 3,) if channels == 1 else tuple(v[:channels]) + (sum(v) / 3,) * (channels - 3))
+    return Stats(fit(stats.mean), fit(stats.std))
+
+def adapt_channels(
+    body:nn.Module, # whose first convolution takes three channels; it is changed in place
+    channels:int, # at least 1
+):
+    "Let a body for RGB pictures take another number of channels. Raises `ValueError` if it doesn't start with a convolution of three."
+    if channels == 3: return
+    first = next((m for m in body.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3:
+        raise ValueError(f"{type(body).__name__} has no first convolution that takes 3 channels, so it can't be changed to take {channels}")
+    w = first.weight.detach()
+    if channels == 1: w = w.sum(1, keepdim=True)
+    elif channels == 2: w = w[:, :2] * 1.5
+    else: w = torch.cat([w, w.new_zeros(len(w), channels - 3, *w.shape[2:])], 1)
+    first.in_channels, first.weight = channels, nn.Parameter(w.contiguous())
+
+# %% ../nbs/03_model.ipynb #f6e1126c
 def create_model(
     arch:str|Callable|None=None, # torchvision's or timm's name ("timm:name" insists on timm), a torchvision constructor, or None
     n_out:int=2, # numbers wanted: classes, labels or values
@@ -212,9 +238,11 @@ def create_model(
     ps:float=.5, # dropout of the head
     train_bn:bool=False, # does batch normalisation of a pretrained body learn averages, and in frozen groups, too?
     seed:int=42, # of the weights that start at random
+    channels:int=3, # of the pictures
 ) -> Classifier: # frozen up to the head if its body is pretrained
     "A body with pretrained weights and a new head. Raises `WeightsUnavailable`, or `ValueError` for a network that is unknown or has no map of features."
     if n_out < 1: raise ValueError(f"n_out is the number of classes or values, at least 1; got {n_out}")
+    if channels < 1: raise ValueError(f"channels is the number of channels of the pictures, at least 1; got {channels}")
     arch = PACKAGED if arch is None else arch if isinstance(arch, str) else getattr(arch, "__name__", str(arch))
     from torchvision import models
     name = arch.removeprefix("timm:")
@@ -222,17 +250,19 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body, own_stats, source = make(name, weights)
+        adapt_channels(body, channels)
         try:
-            with torch.inference_mode(): out = body.eval()(torch.zeros(1, 3, 96, 96))
+            with torch.inference_mode(): out = body.eval()(torch.zeros(1, channels, 96, 96))
             if out.ndim != 4: raise ValueError(f"gives shape {tuple(out.shape)}")
         except Exception as e:
             raise ValueError(f"{name!r} does not give a map of features ({e}), which the kit's head needs. Vision transformers don't; "
                              "ResNets, EfficientNets, ConvNeXts and other convolutional networks do.") from e
         torch.manual_seed(seed + 1)  # the head is the same whatever the body drew
-        model = Classifier(body, out.shape[1], n_out, stats or own_stats, _body_groups(body), name, source, ps, train_bn)
+        stats = adapt_stats(stats or own_stats, channels)
+        model = Classifier(body, out.shape[1], n_out, stats, _body_groups(body), name, source, ps, train_bn)
     return model.freeze_to(-1 if source else 0)
 
-# %% ../nbs/03_model.ipynb #b6692ea5
+# %% ../nbs/03_model.ipynb #5b384ce3
 def summary(
     model:Classifier,
     size:int=224, # side of the picture
@@ -250,7 +280,7 @@ def summary(
         for module in modules if group != "head" else list(model.head): watch(group, f"{names[id(module)]} ({type(module).__name__})", module)
     training, device = model.training, next(model.parameters()).device
     try:
-        with torch.inference_mode(): model.eval()(torch.zeros(1, 3, size, size, device=device))
+        with torch.inference_mode(): model.eval()(torch.zeros(1, model.channels, size, size, device=device))
     finally:
         model.train(training)
         for h in hooks: h.remove()

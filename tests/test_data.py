@@ -254,6 +254,7 @@ def test_arrays_that_do_not_fit_are_named(tmp_path):
     assert {p.stem for p in check_images(files, channels=5)} == {"float", "line", "objects", "short", "text"}
     for f in files:
         with pytest.raises(ImageReadError, match=f.name): open_pixels(f, 4, 6)
+    with pytest.raises(ImageReadError, match="five.npy.*5 channels where 3 are wanted: give channels=5"): open_pixels(tmp_path / "five.npy", 4)
 
 
 def test_data_of_many_channels(tmp_path):
