@@ -60,12 +60,13 @@ def tensor_digest(
     return found.hexdigest()
 
 # %% ../nbs/06_precompute.ipynb #7b52009b
-_UNSEEN = {"paths", "targets", "shuffle", "augment", "threads", "cache", "_kept"} # what a loader knows and features don't depend on; files are counted apart
+_UNSEEN = {"paths", "targets", "shuffle", "sampling", "augment", "threads", "cache", "_kept"} # of a loader; files are counted apart
 
-_SOURCES = {"augment", "data", "model", "precompute", "train"} # modules of the kit that pictures pass through on their way to features
+_SOURCES = ("augment", "data", "model", "precompute", "train") # modules of the kit that pictures pass through on their way to features
 
 def _prepared(loader:Loader, root:Path) -> dict[str, str]:
-    return {"files": fingerprint(loader.paths, root)} | {f.name: repr(getattr(loader, f.name)) for f in fields(Loader) if f.name not in _UNSEEN}
+    known = {f.name: repr(getattr(loader, f.name)) for f in fields(Loader) if f.name not in _UNSEEN}
+    return {"files": fingerprint(loader.paths, root)} | known
 
 def _noise_answer(model:Classifier, loader:Loader, engine:Engine) -> Tensor:
     x = torch.rand(2, len(model.normalise.mean), loader.size, loader.size, generator=torch.Generator().manual_seed(0))
@@ -77,7 +78,8 @@ def feature_page(
     engine:Engine,
 ) -> dict: # of what JSON can hold
     "All that the features of `data` depend on."
-    device, kit = engine.device, Path(lessonkit.__file__).parent
+    device = engine.device
+    sources = {name: Path(lessonkit.__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in _SOURCES}
     body = ((name, t) for name, t in chain(model.named_parameters(), model.named_buffers()) if not name.startswith("head."))
     return dict(
         folder=str(data.path.resolve()), train=_prepared(data.train_eval, data.path), valid=_prepared(data.valid, data.path),
@@ -85,7 +87,7 @@ def feature_page(
         answer=tensor_digest([("noise", _noise_answer(model, data.valid, engine))]),
         dtype=str(engine.dtype), device=device.type, threads=torch.get_num_threads(),
         processor=torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        kit=tensor_digest((p.name, torch.frombuffer(bytearray(p.read_bytes()), dtype=torch.uint8)) for p in sorted(kit.glob("*.py")) if p.stem in _SOURCES),
+        kit=hashlib.sha256(json.dumps(sources).encode()).hexdigest(),
         versions={name: version(name) for name in ("torch", "torchvision", "timm", "pillow")})
 
 # %% ../nbs/06_precompute.ipynb #0716d970
@@ -121,7 +123,8 @@ _ENDING = ".features"
 def _place(folder:str|Path, page:dict) -> Path:
     return Path(folder)/(hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest() + _ENDING)
 
-def _head(page:dict, tensors:dict[str, Tensor]) -> str: return json.dumps(dict(page=page, digest=tensor_digest(sorted(tensors.items()))), sort_keys=True)
+def _head(page:dict, tensors:dict[str, Tensor]) -> str:
+    return json.dumps(dict(page=page, digest=tensor_digest(sorted(tensors.items()))), sort_keys=True)
 
 def _drop_oldest(folder:Path, keep:int) -> tuple[int, int]:
     "Delete the files used longest ago until at most `keep` bytes are left (-1: not even empty files). Files and bytes that are gone."
@@ -146,7 +149,8 @@ def save_features(
     from safetensors.torch import save
     path = _place(folder, page)
     content = save({k: t.contiguous() for k, t in tensors.items()}, metadata={"lessonkit": _head(page, tensors)})
-    if len(content) > limit: raise OSError(f"they take {len(content) / 1e6:.0f} MB, and the limit for all that is kept is {limit / 1e6:.0f} MB")
+    if len(content) > limit:
+        raise OSError(f"they take {len(content) / 1e6:.0f} MB, and the limit for all that is kept is {limit / 1e6:.0f} MB")
     _drop_oldest(path.parent, limit - len(content))
     write_whole(path, content)
 
