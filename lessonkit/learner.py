@@ -19,7 +19,7 @@ from .data import ImageData, fingerprint
 from .interpret import default_metrics
 from .lr_finder import LRFind, find_rate
 from .model import create_model, summary
-from .precompute import precompute, why_not
+from .precompute import feature_dir, precompute, why_not
 from .predict import Prediction, Preds, mean_preds, predict_one, predict_set
 from .schedule import Schedule, constant, cycle_ends, flat_cos, group_rates, one_cycle, one_cycle_momentum, sgdr
 from .train import (Engine, FitRecord, History, Phase, Plan, Step, Table, balanced_weights, in_notebook, item_losses, keep_memory, make_optimiser,
@@ -354,12 +354,12 @@ class Learner:
 
     def _trained(self, record:FitRecord) -> tuple[torch.nn.Module, ImageData]:
         "The part that trains and what it eats: the head and features where that is exact, else the model and pictures."
-        if reason := why_not(self.model, self.data):
+        if reason := why_not(self.model, self.data, self.mix):
             if record.note(f"the body runs in every epoch: {reason}") and self.model.frozen: self._say(record.notes[-1])
             return self.model, self.data
         key = self._version(self.model.body)
         if not (self._features and self._features[0] == key and self._features[1] is self.data):
-            self._features = key, self.data, precompute(self.model, self.data, self.engine)
+            self._features = key, self.data, precompute(self.model, self.data, self.engine, feature_dir() if self.cache else None)
         if record.note("the frozen body ran once, and the head trains on its features"): self._say(record.notes[-1])
         return self.model.head, self._features[2]
 
