@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
 import math
+from pathlib import Path
 import textwrap
 
 import matplotlib as mpl
@@ -64,11 +65,12 @@ def _axes(ax, figsize, alt:str):
 
 # %% ../nbs/10_plot.ipynb #b1d57811
 def _pixels(image, most:int=400) -> np.ndarray:
-    "Anything that holds a picture as (h,w,3) uint8, at most `most` pixels a side."
+    "Anything that holds a picture as (h,w,3) uint8, at most `most` pixels a side. Of two channels the first, of many the first three."
+    if isinstance(image, (str, Path)) and str(image).lower().endswith(".npy"): image = np.load(image)
     if isinstance(image, (Tensor, np.ndarray)):
         a = image.numpy(force=True) if isinstance(image, Tensor) else image
         if isinstance(image, Tensor) and a.ndim == 3: a = a.transpose(1, 2, 0)
-        if a.ndim == 3 and a.shape[2] == 1: a = a[:, :, 0]
+        if a.ndim == 3 and a.shape[2] != 3: a = a[:, :, 0] if a.shape[2] < 3 else np.ascontiguousarray(a[:, :, :3])
         if a.dtype.kind == "f":
             if not (a.min() >= -.01 and a.max() <= 1.01):
                 raise ValueError(f"a picture of floats lies in [0,1], and this one from {a.min():.2f} to {a.max():.2f}: "
