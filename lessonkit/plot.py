@@ -316,7 +316,7 @@ def plot_lr_find(
         if high - low < .05*low: high = losses.max()  # it never fell
         room = max(high - low, 1e-3*abs(low), 1e-12)
         ax.set_ylim(low - .1*room, high + .25*room)
-        _mark(ax, {k: (v, np.interp(v, rates, losses)) for k, v in find.suggestions.items()})
+        _mark(ax, {k: (v, np.interp(v, rates, losses).clip(*ax.get_ylim())) for k, v in find.suggestions.items()})
     else: ax.text(.5, .5, find.note, transform=ax.transAxes, ha="center")
     if isinstance(fig, Picture):
         span = f"loss {losses[0]:.3g} at {rates[0]:.1e}, lowest {losses.min():.3g} at {rates[losses.argmin()]:.1e}" if len(rates) else "no step was taken"

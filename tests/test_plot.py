@@ -16,7 +16,9 @@ from lessonkit.augment import augmentations
 from lessonkit.data import ImageData
 from lessonkit.interpret import confusion_matrix, top_losses, wrong
 from lessonkit.predict import Preds
-from lessonkit.schedule import one_cycle
+from lessonkit.lr_finder import LRFind, suggest_rates
+from lessonkit.schedule import flat_cos, one_cycle, sgdr
+from lessonkit.train import FitRecord, History
 
 NAMES = ["staffordshire_bull_terrier", "american_pit_bull_terrier", "British_Shorthair"] + [f"breed_{i:03}" for i in range(120)]
 
@@ -107,7 +109,8 @@ def drawn(folder, data):
             "results": P.show_results(p), "top": P.plot_top_losses(p),
             "matrix2": P.plot_confusion_matrix(made(300, 2)), "matrix12": P.plot_confusion_matrix(made(300, 12)),
             "matrix37": P.plot_confusion_matrix(made(1478, 37, skill=3)), "matrix100": P.plot_confusion_matrix(made(5000, 100, skill=4)),
-            "loss": P.plot_loss(h), "schedule": P.plot_schedule(h), "bare": P.plot_schedule(one_cycle())}
+            "loss": P.plot_loss(h), "schedule": P.plot_schedule(h), "groups": P.plot_schedule(h, groups="all"), "bare": P.plot_schedule(one_cycle()),
+            "bares": P.plot_schedule({"a": sgdr(), "b": flat_cos()}, epochs=7), "metrics": P.plot_metrics(h), "finder": P.plot_lr_find(hump())}
 
 
 def test_every_picture_is_small_has_words_and_is_no_open_figure(folder, data):
@@ -288,7 +291,7 @@ def test_matrix_empty_rows_axes_and_errors():
 def record(name, n, epochs, valid=True):
     at = np.arange(n*epochs)/(n*epochs)
     return Fake(name=name, losses=[1.]*len(at), smooth=(1 - at/2).tolist(), lrs=[(one_cycle()(p)/10, one_cycle()(p)) for p in at],
-                moms=[.9]*len(at), rows=[{"epoch": e, **({"valid_loss": 1/(e + 1)} if valid else {})} for e in range(epochs)],
+                moms=[.9]*len(at), rows=[{"epoch": e, "time": 1., "error": .5**e, **({"valid_loss": 1/(e + 1)} if valid else {})} for e in range(epochs)],
                 ends=[n*(e + 1) for e in range(epochs)], notes=[])
 
 
@@ -301,7 +304,7 @@ def test_loss_of_several_fits():
     assert [list(l.get_xdata()[[0, -1]]) for l in lines] == [[1, 20], [21, 50]]
     assert [l.get_xdata()[0] for l in ax.lines if l.get_linestyle() == ":"] == [20] and [t.get_text() for t in ax.texts] == ["head", "all"]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["training (smoothed)", "validation"]
-    last = P.plot_loss(h, last_only=True)
+    last = P.plot_loss(h, last=True)
     assert not last.axes[0].texts and "30 steps" in last.alt
     P.plot_loss(Fake(fits=[record("x", 5, 2, valid=False)])).image()  # no validation: no dots, no crash
 
@@ -311,15 +314,116 @@ def test_schedule():
     lr, mom = P.plot_schedule(h).axes
     assert (lr.get_ylabel(), mom.get_ylabel()) == ("learning rate", "momentum")
     peak = lambda ax: max(max(l.get_ydata()) for l in ax.lines if l.get_linestyle() == "-")
-    assert peak(lr) == pytest.approx(1) and peak(mom) == .9 and peak(P.plot_schedule(h, group=0).axes[0]) == pytest.approx(.1)
+    assert peak(lr) == pytest.approx(1) and peak(mom) == .9 and peak(P.plot_schedule(h, groups=0).axes[0]) == pytest.approx(.1)
     assert len(P.plot_schedule(h, momentum=False).axes) == 1
-    assert len(P.plot_schedule(h, last_only=True).axes[0].lines[0].get_xdata()) == 30
+    assert len(P.plot_schedule(h, last=True).axes[0].lines[0].get_xdata()) == 30
     bare = P.plot_schedule(one_cycle()).axes[0].lines[0]
     assert np.allclose(bare.get_ydata(), [one_cycle()(float(x)) for x in bare.get_xdata()])
 
 
 def test_history_errors():
-    for f in (P.plot_loss, P.plot_schedule):
+    for f in (P.plot_loss, P.plot_metrics, P.plot_schedule):
         with pytest.raises(ValueError, match="fit_one_cycle"): f(Fake(fits=[]))
         with pytest.raises(TypeError, match="History.*int"): f(3)
-    with pytest.raises(ValueError, match="2 layer groups.*not 5"): P.plot_schedule(Fake(fits=[record("x", 5, 1)]), group=5)
+    for wrong in (5, -3, "most"):
+        with pytest.raises(ValueError, match=f"2 layer groups.*not {wrong!r}"): P.plot_schedule(Fake(fits=[record("x", 5, 1)]), groups=wrong)
+    with pytest.raises(ValueError, match="none has ended"): P.plot_metrics(Fake(fits=[FitRecord("x", losses=[1.])]))
+    with pytest.raises(ValueError, match="nothing but the loss"): P.plot_metrics(Fake(fits=[FitRecord("x", losses=[1.], rows=[dict(epoch=0, train_loss=1., valid_loss=1., time=1.)])]))
+
+
+def lines(ax, **look): return [l for l in ax.lines if all(getattr(l, f"get_{k}")() == v for k, v in look.items())]
+
+
+def test_every_group_is_drawn_and_named():
+    h = Fake(fits=[record("head", 10, 2), record("all", 10, 3)])
+    ax = P.plot_schedule(h, groups="all", names=["body", "head"]).axes[0]
+    assert [t.get_text() for t in ax.figure.legends[0].get_texts()] == ["body", "head"]
+    drawn = {l.get_label(): l for l in ax.lines if not l.get_label().startswith("_")}
+    assert [np.allclose(drawn[k].get_ydata(), [lr[g] for lr in h.fits[0].lrs]) for g, k in enumerate(("body", "head"))] == [True, True]
+    assert ax.get_yscale() == "log" and max(drawn["body"].get_ydata())/30 >= ax.get_ylim()[0]
+    one = P.plot_schedule(h, groups=-2).axes[0]
+    assert not one.figure.legends and np.allclose(lines(one, linestyle="-")[0].get_ydata(), drawn["body"].get_ydata()) and one.get_yscale() == "linear"
+
+
+def test_a_group_whose_rates_are_small_in_one_fit_stays_visible():
+    at = np.arange(20)/20
+    fits = [Fake(name=n, losses=[1.]*20, lrs=[(a*one_cycle()(p), b*one_cycle()(p)) for p in at], moms=[.9]*20) for n, a, b in (("one", 3e-4, 3e-3), ("two", 1e-5, 1e-3))]
+    assert P.plot_schedule(Fake(fits=fits), groups="all").axes[0].get_ylim()[0] < 1e-5
+
+
+def test_bare_schedules():
+    curve = P.plot_schedule(sgdr(3, 1, 2, warmup=0), epochs=7).axes[0]
+    assert curve.get_xlabel() == "epoch"
+    x, y = map(np.array, curve.lines[0].get_data())
+    assert x[y == 1].tolist() == [0, 1, 3] and x.max() == pytest.approx(7)
+    both = P.plot_schedule({"up and down": one_cycle(), "a function": lambda p: p})
+    assert [l.get_label() for l in both.axes[0].lines] == ["up and down", "a function"] and both.axes[0].get_xlabel() == "position in training"
+    assert "up and down from 0.04 to 1e-05, highest 1" in both.alt and "a function from 0 to 1" in both.alt
+    from matplotlib.figure import Figure
+    own = Figure().add_subplot()
+    assert P.plot_schedule({"a": one_cycle()}, ax=own) is own.figure and own.get_legend()
+
+
+# --- metrics
+
+def test_metrics_have_an_axis_each_over_all_fits():
+    h = History([FitRecord("head", losses=[1.]*4, rows=[dict(epoch=e, train_loss=1., valid_loss=1., error_rate=.5/(e + 1), time=1.) for e in range(2)], ends=[2, 4]),
+                 FitRecord("stopped at once", losses=[1.]),
+                 FitRecord("all", losses=[1.]*2, rows=[dict(epoch=0, train_loss=1., valid_loss=1., error_rate=.125, f_beta=.75, time=1.)], ends=[2])])
+    fig = P.plot_metrics(h)
+    assert [ax.get_ylabel() for ax in fig.axes] == ["error rate", "f beta"]
+    error, f = ([(l.get_xdata().tolist(), l.get_ydata().tolist()) for l in lines(ax, marker="o")] for ax in fig.axes)
+    assert error == [([1, 2], [.5, .25]), ([3], [.125])] and f[1] == ([3], [.75]) and np.isnan(f[0][1]).all()
+    assert {"0.125", "all"} <= {t.get_text() for t in fig.axes[0].texts} and "error_rate by epoch, 0.125 at the end; f_beta" in fig.alt
+    assert [l.get_xdata().tolist() for l in lines(P.plot_metrics(h, last=True).axes[0], marker="o")] == [[1]]
+
+
+def test_many_metrics_fill_rows():
+    row = dict(epoch=0, **{f"metric {i}": .5 for i in range(5)})
+    fig = P.plot_metrics(Fake(fits=[FitRecord("x", losses=[1.], rows=[row], ends=[1])]))
+    assert fig.axes[0].get_gridspec().get_geometry() == (2, 3) and len(fig.axes) == 5
+
+
+# --- the finder
+
+def hump(n=100, **kw):
+    rates = np.geomspace(1e-7, 10, 100, endpoint=False)[:n]
+    losses = 2.3 - 1.8*np.exp(-((np.log10(rates) + 1.3)/1.2)**2) + np.maximum(0, np.log10(rates))**2*30
+    return LRFind(tuple(rates), tuple(losses), **suggest_rates(rates, losses, 10), skip=(10, 5), **kw)
+
+
+def test_the_finder_marks_what_was_found():
+    find = hump(note="stopped")
+    fig = P.plot_lr_find(find)
+    ax = fig.axes[0]
+    whole, read, *dots = ax.lines
+    assert ax.get_xscale() == "log" and len(whole.get_xdata()) == 100 and read.get_xdata().tolist() == list(find.rates[10:-5])
+    assert whole.get_alpha() < 1 and read.get_alpha() is None
+    assert [d.get_xdata()[0] for d in dots] == list(find.suggestions.values())
+    assert all(d.get_ydata()[0] == pytest.approx(np.interp(d.get_xdata()[0], find.rates, find.losses)) for d in dots)
+    assert {t.get_text().split("\n")[0]: t.xy[0] for t in ax.texts} == find.suggestions
+    assert all(f"{k} {v:.2e}" in fig.alt for k, v in find.suggestions.items()) and fig.alt.endswith("stopped")
+    assert max(find.losses) > 4 and ax.get_ylim()[1] < 3 and ax.get_ylim()[0] < min(find.losses)   # what explodes is cut off
+
+
+@pytest.mark.parametrize("at, figsize", [((-7, -7, -7, -7), (4, 2.5)), ((1, .9, 1, .99), (4, 2.5)), ((-3, -3, 1, 1), (6, 3.5)), ((-9, -2.1, -2, -2.2), (6, 3.5))])
+def test_names_of_suggestions_never_cover_each_other(at, figsize):
+    find = LRFind(hump().rates, hump().losses, *(10**a for a in at), skip=(10, 5))
+    fig = P.plot_lr_find(find, figsize=figsize)
+    fig.draw_without_rendering()
+    for t in fig.axes[0].texts: t.arrowprops = t.arrow_patch = None   # the words alone, without the line to the dot
+    boxes = sorted((t.get_window_extent() for t in fig.axes[0].texts), key=lambda b: b.x0)
+    assert len(boxes) == 4 and all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+    assert boxes[0].x0 > -1 and boxes[-1].x1 < fig.bbox.x1 + 1
+
+
+@pytest.mark.parametrize("find", [LRFind((), (), note="stopped"), LRFind((1e-3,), (2.,)), LRFind((1e-3, 2e-3), (2., 2.)), LRFind((.1, .2, .3), (1., 2., 3.), linear=True)])
+def test_the_finder_is_drawn_however_short_it_was(find):
+    fig = P.plot_lr_find(find)
+    fig.image()
+    assert fig.axes[0].get_xscale() == ("linear" if find.linear else "log") and "learning-rate finder" in fig.alt
+    if find.note: assert find.note in {t.get_text() for t in fig.axes[0].texts} and find.note in fig.alt
+
+
+def test_the_finder_takes_nothing_else():
+    with pytest.raises(TypeError, match="LRFind.*History"): P.plot_lr_find(History())
