@@ -6,8 +6,7 @@
 __all__ = ['FORMAT', 'save_tensors', 'load_tensors', 'put_weights', 'data_stamp', 'differences', 'Learner']
 
 # %% ../nbs/11_learner.ipynb #da4b9237
-import hashlib, json, os, platform, tempfile, time, warnings
-from contextlib import contextmanager
+import hashlib, json, platform, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -19,7 +18,7 @@ from .data import ImageData, fingerprint
 from .interpret import default_metrics
 from .lr_finder import LRFind, find_rate
 from .model import create_model, summary
-from .precompute import feature_dir, precompute, why_not
+from .precompute import feature_dir, precompute, why_not, write_whole
 from .predict import Prediction, Preds, mean_preds, predict_one, predict_set
 from .schedule import Schedule, constant, cycle_ends, flat_cos, group_rates, one_cycle, one_cycle_momentum, sgdr
 from .train import (Engine, FitRecord, History, Phase, Plan, Step, Table, balanced_weights, in_notebook, item_losses, keep_memory, make_optimiser,
@@ -36,20 +35,9 @@ def save_tensors(
     "Write a safetensors file with a JSON page, all or nothing. Raises `OSError` with advice."
     from safetensors.torch import save
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"lessonkit": json.dumps(page)})
-    beside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as f:
-            beside = f.name
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(beside, path)
-    except OSError as e:
-        if beside: Path(beside).unlink(missing_ok=True)
-        raise OSError(e.errno, f"could not save to {str(path)!r} ({e.strerror}); what was there before is untouched. "
-                               "Give Learner another model_dir=, a folder that can be written to and has room") from e
-    return path
+    try: return write_whole(path, content)
+    except OSError as e: raise OSError(e.errno, f"could not save to {str(path)!r} ({e.strerror}); what was there before is untouched. "
+                                                "Give Learner another model_dir=, a folder that can be written to and has room") from e
 
 def load_tensors(
     path:Path,
@@ -359,7 +347,10 @@ class Learner:
             return self.model, self.data
         key = self._version(self.model.body)
         if not (self._features and self._features[0] == key and self._features[1] is self.data):
-            self._features = key, self.data, precompute(self.model, self.data, self.engine, feature_dir() if self.cache else None)
+            table = Table(self.show)
+            looks = lambda done, total: table.say(done, total, f"the frozen body looks at picture {done} of {total}")
+            try: self._features = key, self.data, precompute(self.model, self.data, self.engine, feature_dir() if self.cache else None, progress=looks)
+            finally: table.close()
         if record.note("the frozen body ran once, and the head trains on its features"): self._say(record.notes[-1])
         return self.model.head, self._features[2]
 

@@ -341,13 +341,20 @@ class Table:
         step:Step,
         pace:float, # seconds a step
     ):
-        "Say how far it is, at most every half second."
+        "Say how far the training is."
+        done, left = step.index + 1, pace * (step.total - step.index - 1)
+        self.say(done, step.total, f"epoch {step.epoch}, step {done} of {step.total} ({done / step.total:.0%}), loss {step.loss:.4f}, {clock(left)} left")
+
+    def say(self,
+        done:int,
+        total:int,
+        line:str, # the same in words
+    ):
+        "Say how far something is, at most every half second."
         now = time.monotonic()
         if not self.show or now - self.drawn < self.every: return
         self.drawn = now
-        done, left = (step.index + 1) / step.total, pace * (step.total - step.index - 1)
-        line = f"epoch {step.epoch}, step {step.index + 1} of {step.total} ({done:.0%}), loss {step.loss:.4f}, {clock(left)} left"
-        if self.notebook: self._draw(f"<progress value='{step.index + 1}' max='{step.total}'></progress> {line}")
+        if self.notebook: self._draw(f"<progress value='{done}' max='{total}'></progress> {line}")
         elif sys.stdout.isatty(): print(f"\r\033[K{line}", end="", flush=True)
 
     def row(self, row:dict):
@@ -371,7 +378,8 @@ class Table:
 
     def close(self):
         "Take the progress line away."
-        if self.show and self.notebook and self.handle: self._draw("")
+        if self.notebook and self.handle: self._draw("")
+        elif self.show and not self.notebook and self.drawn and sys.stdout.isatty(): print("\r\033[K", end="", flush=True)
 
 # %% ../nbs/05_train.ipynb #8effee40
 @contextmanager
