@@ -325,8 +325,8 @@ def test_history_errors():
     for f in (P.plot_loss, P.plot_metrics, P.plot_schedule):
         with pytest.raises(ValueError, match="fit_one_cycle"): f(Fake(fits=[]))
         with pytest.raises(TypeError, match="History.*int"): f(3)
-    for wrong in (5, -3, "most"):
-        with pytest.raises(ValueError, match=f"2 layer groups.*not {wrong!r}"): P.plot_schedule(Fake(fits=[record("x", 5, 1)]), groups=wrong)
+    for group in (5, -3, "most"):
+        with pytest.raises(ValueError, match=f"2 layer groups.*not {group!r}"): P.plot_schedule(Fake(fits=[record("x", 5, 1)]), groups=group)
     with pytest.raises(ValueError, match="none has ended"): P.plot_metrics(Fake(fits=[FitRecord("x", losses=[1.])]))
     with pytest.raises(ValueError, match="nothing but the loss"): P.plot_metrics(Fake(fits=[FitRecord("x", losses=[1.], rows=[dict(epoch=0, train_loss=1., valid_loss=1., time=1.)])]))
 

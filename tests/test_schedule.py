@@ -16,7 +16,7 @@ SCHEDULES = [S.constant(.3), one_cycle(), one_cycle_momentum(), sgdr(), sgdr(4, 
 
 def old_sgdr(n_cycles, cycle_len, cycle_mult, per_epoch):
     "The factors of 0.7, which kept a counter and a length that is multiplied."
-    length, step, factors = cycle_len * per_epoch, 0, []
+    length, factors = cycle_len * per_epoch, []
     for cycle in range(n_cycles):
         for k in range(length):
             factors.append(.01 if cycle == 0 and k < length / 20 else (math.cos(math.pi * k / length) + 1) / 2)
