@@ -444,3 +444,121 @@ def _by_hand(answer):
             if _is(rates2, lr / 2, lr / 2, lr / 2): return "In the second phase all groups have one rate. A slice gives each its own."
             if _is(rates2, lr / 2, lr / 20, lr / 200): return "In the second phase the early body gets the largest rate: turn the slice round."
             return f"In the second phase the peak rates are {', '.join(f'{r:g}' for r in rates2)}; they should go from {lr / 200:g} to {lr / 2:g}."
+
+# %% ../nbs/14_exercises.ipynb #450ddec8
+@_exercise("five-lines", 5,
+    "A training loop, shuffled: 1 `optimiser.step()`, 2 `loss = loss_func(model(xb), yb)`, 3 `for xb, yb in batches:`, 4 `optimiser.zero_grad()`, 5 `loss.backward()`. In which order do the lines work? A list of their numbers.",
+    ["A line can only use what a line before it has made: a batch, a loss, slopes.", "Slopes are forgotten when they have been used, and before the next ones come. Anywhere in between will do."],
+    "A batch, how wrong, which way is down, a step, forget:\n\n    [3, 2, 5, 1, 4]\n\nForgetting may also come first thing in the loop, or right before `backward`; all that counts is that it stands neither between `backward` and `step`, nor nowhere.",
+    "Right: batch, loss, slopes, step. And the slopes are forgotten at a moment when nobody needs them.")
+def _five_lines(answer):
+    if isinstance(answer, str): answer = re.findall(r"\d", answer)
+    order = [int(v) if v == int(v) else v for v in _numbers(answer, 5, "five numbers, the order of the lines")]
+    if sorted(order) != [1, 2, 3, 4, 5]: return "Each of the numbers 1 to 5 should be there once."
+    at = {line: order.index(line) for line in order}
+    if at[3]: return "Line 3 opens the loop: what stands before it happens only once, and before there is a batch."
+    if at[5] < at[2]: return "Line 5 asks for the slopes of a loss that line 2 has not calculated yet."
+    if at[1] < at[5]: return "Line 1 takes the step, and the slopes that it needs come from line 5. In this order each step would use the slopes of the batch before, if they are still there."
+    if at[5] < at[4] < at[1]: return "Line 4 forgets the slopes right before line 1 would use them. The model would never learn anything, and nothing would complain."
+
+# %% ../nbs/14_exercises.ipynb #eb4ac303
+@_exercise("velocity", 5,
+    "A weight is 0.5, its velocity 1.0, its slope -2.0; the learning rate is 0.1 and the momentum 0.9. What are velocity and weight after a step of `SGD`? Two numbers.",
+    ["First the velocity: a share of the old one is kept, and the slope is added to that.", "Then the weight: it moves *against* the velocity, by the learning rate times it."],
+    "The velocity becomes 0.9 · 1.0 - 2.0 = -1.1, and the weight 0.5 - 0.1 · (-1.1) = 0.61. Without momentum it would have gone to 0.7: the old velocity holds it back.",
+    "Right. Without momentum it would have gone to 0.7: the old velocity holds it back.")
+def _velocity(answer):
+    v, w = found = _numbers(answer, 2, "two numbers, the velocity and the weight")
+    if _is(found, -1.1, .61): return None
+    known = (((.61, -1.1), "Those are the two, but the other way round: first the velocity, then the weight."),
+             ((-2, .7), "That is a step without momentum: the old velocity counts, too."),
+             ((-1.1, .39), "The velocity is right. The weight goes *down* the slope: the step is subtracted, and here that makes it larger."),
+             ((.7, .43), "That would be an average, with a tenth of the slope. Here the whole slope is added."),
+             ((.7, -.2), "Here the rate is not part of the velocity: the slope is added as it is, and the rate multiplies the velocity afterwards."),
+             ((-1, .6), "Of the old velocity only a share is kept, nine tenths of it."),
+             ((-.8, .58), "The momentum multiplies the old velocity, not the slope."))
+    for wrong, why in known:
+        if _is(found, *wrong): return why
+    if _close(v, -1.1): return f"The velocity is right. The weight moves from 0.5 by 0.1 times the velocity, against its sign; you have {w:g}."
+    return f"The velocity is nine tenths of the old one, plus the slope; you have {v:g}."
+
+# %% ../nbs/14_exercises.ipynb #1d513c0b
+@_exercise("first-step", 5,
+    "Two weights, both 0, have slopes of 50 and of -0.02. The learning rate is 0.01. Where are they after the first step of Adam? Two numbers.",
+    ["In the first step both averages, once they are divided by what they lack, are what they average: the slope, and its square.", "The slope divided by the root of its square: what is left of 50, and what of -0.02?"],
+    "At -0.01 and 0.01 (0.009995, to be exact, because of `eps`). The slope divided by the root of its square is 1 or -1: its size cancels and only its sign is left, so the first step of each weight is as long as the learning rate.",
+    "Right: the first step of each weight is as long as the learning rate, however steep or gentle its slope.")
+def _first_step(answer):
+    found = _numbers(answer, 2, "two numbers, where the weights are")
+    if _is(found, -.01, .01): return None
+    if _is(found, .01, -.01): return "The lengths are right. But both go *down* their slopes: where the loss rises to the right, the weight goes to the left."
+    if _is(found, -.5, .0002): return "That is plain descent, rate times slope. Adam divides by the size of the slopes."
+    if _is(found, .5, -.0002): return "That is plain descent, and uphill. Adam divides by the size of the slopes, and goes down."
+    if _is(map(abs, found), .01, .01): return "The lengths are right. The two slopes have different signs, though."
+    if _is(map(abs, found), 1, 1): return "The slopes divided by their size are 1 and -1; the step is that times the learning rate."
+    if _is(map(abs, found), .001, .001): return "The average begins at 0 and has taken in only a tenth of the slope. But it is divided by what it lacks, 1 - 0.9."
+    return "Adam divides the average slope by the root of the average square. In the first step these are averages over a single slope."
+
+# %% ../nbs/14_exercises.ipynb #1352246e
+@_exercise("flat-then-down", 5,
+    "Write a schedule: until position 0.75 the factor is 1, then it falls along half a cosine to 0, which it reaches at 1. A function of the position.",
+    ["Two cases. Up to 0.75 return 1. After that, ask where you are within the last quarter: `t = (position - 0.75) / 0.25` goes from 0 to 1.", "Half a cosine from 1 to 0 is `(1 + math.cos(math.pi * t)) / 2`."],
+    "Two pieces, and in the second the position within it:\n\n    def flat_then_down(position):\n        if position < 0.75: return 1\n        t = (position - 0.75) / 0.25\n        return (1 + math.cos(math.pi * t)) / 2\n\nThe kit's is `flat_cos(pct_start=0.75)`; it ends at a hundred-thousandth.",
+    "Right, at all positions that I tried. The kit has it, too: `flat_cos()`. It stays at the peak three times as long as one cycle takes to get there.")
+def _flat_then_down(answer):
+    if not callable(answer): raise _CantRead(f"I expected the function itself, without calling it (`check('flat-then-down', flat_then_down)`), and got a {type(answer).__name__}.")
+    at = (0., .1, .5, .74, .8125, .875, .95, 1.)
+    try: found = [answer(p) for p in at]
+    except Exception as why: return f"It raises {type(why).__name__}: {why}."
+    if all(v is None or v is ... for v in found): return "It returns nothing yet. Is there a `return`?"
+    try: found = [float(v) for v in found]
+    except (TypeError, ValueError): return "For each position it should return one number."
+    wanted = [1 if p < .75 else (1 + math.cos(math.pi * (p - .75) / .25)) / 2 for p in at]
+    off = [not abs(a - b) <= 1e-3 for a, b in zip(found, wanted)]  # so that nan is off, too
+    if not any(off): return None
+    _, _, half, late, first, middle, _, end = found
+    if any(off[:4]):
+        p = at[off.index(True)]
+        return f"At position {p:g} it says {found[off.index(True)]:.3g}. Until 0.75 it should be 1."
+    if _close(first, .75) and _close(middle, .5): return "It falls along a straight line. Half a cosine begins and ends gently."
+    if _close(first, math.cos(math.pi / 8)) and _close(middle, math.cos(math.pi / 4)): return "That is a quarter of a cosine, steepest at the end. Half of one goes from `cos(0)` = 1 to `cos(pi)` = -1; add 1 and divide by 2."
+    if _close(first, (1 + math.cos(math.pi * .8125)) / 2): return "The half cosine should begin at 0.75, and yours has begun at 0: at 0.75 it jumps. Use the position within the last quarter."
+    if _close(first, (1 + math.cos(math.pi * .0625)) / 2, .001): return f"It begins rightly and is too slow: at the end it is still {end:.3g}. The last quarter is 0.25 long; divide by that."
+    if _close(first, 1 - wanted[4]) and _close(end, 1): return "After 0.75 it goes up, from 0 to 1. Turn the sign of the cosine round."
+    p = at[off.index(True)]
+    return f"The first part is right. At {p:g} it should be {wanted[off.index(True)]:.3g}, and yours says {found[off.index(True)]:.3g}."
+
+# %% ../nbs/14_exercises.ipynb #b37f6ddc
+@_exercise("restarts", 5,
+    "Three cycles of 1, 2 and 4 epochs, with 15 batches an epoch. Steps are counted from 0. Which steps are the restarts, those where the rate jumps back to its full value? A list.",
+    ["How many steps does each cycle take? A batch is a step.", "The first cycle has the steps 0 to 14. So which is the first step of the second one?"],
+    "Steps 15 and 45. The cycles have 15, 30 and 60 steps: 0 to 14, 15 to 44, 45 to 104. There is no restart at 105, because there is no such step.",
+    "Right: the cycles are the steps 0 to 14, 15 to 44 and 45 to 104.")
+def _restarts(answer):
+    if isinstance(answer, (set, frozenset)): answer = list(answer)
+    found = sorted(_numbers(answer, max(1, len(answer)) if hasattr(answer, "__len__") else 1, "a list of step numbers, such as `[10, 20]`"))
+    known = {(15, 45): None, (1, 3): "Those are epochs. The question asks for steps, of which an epoch has 15.", (1, 3, 7): "Those are the epochs at which cycles end. The question asks for steps, and after the last cycle nothing starts again.",
+             (15, 45, 105): "The first two are right. At 105 training is over: the steps are 0 to 104.", (0, 15, 45): "15 and 45 are right. Step 0 begins the first cycle; nothing jumps back there.",
+             (14, 44): "Those are the last steps of the first two cycles. The jump comes in the step after.", (16, 46): "Steps are counted from 0: the first cycle has the steps 0 to 14.", (15, 30): "That would be cycles of equal length. The second one is 2 epochs long.",
+             (15, 30, 60): "Those are the lengths of the cycles, in steps. Where do the second and the third begin?", (15,): "That is the first restart. There is another one.", (45,): "That is the second restart. There is one before.", (30, 60): "Those are the lengths of the second and third cycle, in steps. Where do they begin?"}
+    return known.get(tuple(found), "The cycles have 15, 30 and 60 steps, one after the other. What are the numbers of the first steps of the second and the third?")
+
+# %% ../nbs/14_exercises.ipynb #4cd66dfa
+@_exercise("growing-rate", 5,
+    "A learning-rate finder goes from a rate of 0.000001 to 1 in 60 steps. What is the rate at step 30, and by which factor does it grow from one step to the next? Two numbers.",
+    ["From 0.000001 to 1 is a factor of a million, and it grows by the same *factor* in every step.", "Half-way it has grown by the root of a million. And the factor of one step, 60 times multiplied with itself, is a million: `1e6 ** (1 / 60)`."],
+    "0.001, and 1.26:\n\n    1e-6 * (1 / 1e-6) ** (30 / 60), 1e6 ** (1 / 60)\n\nIn the middle of the steps it is in the middle of the powers of ten. Equal differences would spend 54 of the 60 steps above 0.1, where the loss has long exploded.",
+    "Right: equal factors, so each power of ten gets as many steps as any other, here ten.")
+def _growing_rate(answer):
+    rate, factor = found = _numbers(answer, 2, "two numbers, a rate and a factor")
+    wanted = 1e-3, 10 ** .1
+    if _is(found, *wanted): return None
+    if _is((factor, rate), *wanted): return "Those are the two, but the other way round: first the rate, then the factor."
+    if _close(rate, .5): return "That is the middle with equal *differences*. The rate grows by equal factors: half-way it is in the middle of the powers of ten."
+    if _close(rate, 1e-6 * 1e6 ** (30 / 59)): return "You let it reach 1 in the last of its 60 steps. The position is steps taken, divided by all steps: step 30 is at one half."
+    if not _close(rate, 1e-3): return f"The rate at step 30 is half-way between 0.000001 and 1, in powers of ten; you have {rate:g}."
+    if _close(factor, 10): return "The rate is right. A factor of 10 would be a power of ten in every step; here it takes ten steps."
+    if _close(factor, .1): return "The rate is right. 0.1 is by how many powers of ten it grows in a step; the factor is 10 to the power of that."
+    if _close(factor, 1e6): return "The rate is right. A million is the factor of all 60 steps together."
+    if _close(factor, 1e6 / 60): return "The rate is right. Factors are multiplied, not added: which number, 60 times multiplied with itself, is a million?"
+    return f"The rate is right. The factor, 60 times multiplied with itself, should be a million; you have {factor:g}."
