@@ -335,7 +335,7 @@ class Learner:
     ) -> LRFind:
         "Train with growing rates, show the loss, and put everything back (Smith 2015)."
         model, data = self._trained(FitRecord("lr_find"))
-        found = find_rate(model, data.train, self._parameters(), self._loss, self.engine.for_training(model), start_lr=start_lr, end_lr=end_lr, num_it=num_it,
+        found = find_rate(model, data.train, self._parameters(), self._loss, self.engine, start_lr=start_lr, end_lr=end_lr, num_it=num_it,
                           linear=linear, stop_div=stop_div, optimiser=self.optimiser, wd=self.wd, seed=self.seed, mix=self._mixing())
         if show_plot and self.show and in_notebook(): plot.plot_lr_find(found)._ipython_display_()
         return found
@@ -456,7 +456,7 @@ class Learner:
     def confusion_matrix(self): return interpret.confusion_matrix(self.get_preds())
     def plot_loss(self, **kw): return plot.plot_loss(self.history, **kw)
     def plot_metrics(self, **kw): return plot.plot_metrics(self.history, **kw)
-    def plot_schedule(self, **kw): return plot.plot_schedule(self.history, **kw)
+    def plot_schedule(self, **kw): return plot.plot_schedule(self.history, **dict(names=[name for name, _ in self.model.groups]) | kw)
     def plot_top_losses(self, k:int=9, **kw): return plot.plot_top_losses(self.get_preds(), k, **kw)
     def plot_confusion_matrix(self, **kw): return plot.plot_confusion_matrix(self.get_preds(), **kw)
     def show_results(self, k:int=9, **kw): return plot.show_results(self.get_preds(), k, **kw)
