@@ -8,21 +8,14 @@ everything, augmented. JSON lines: one a seed and precision, then for each way t
 over the seeds with its 95% interval (t), and how many pictures only one of the two got right. Needs elpv-dataset, and a CPU with bf16 to mean anything for speed
 (without it bf16 is emulated: slow, with the same rounding).
 """
-import argparse, csv, importlib.util, json, statistics, warnings
-from pathlib import Path
+import argparse, json, statistics, warnings
 
 import numpy as np
 from lessonkit.augment import augmentations
 from lessonkit.data import ImageData
 from lessonkit.learner import Learner
 
-
-def solar_cells(n):
-    "Files and labels of n cells (all: None): defective where the experts' doubt is above 1/2."
-    source = Path(importlib.util.find_spec("elpv_dataset").origin).parent / "data"
-    rows = [[c for c in r if c] for r in csv.reader((source / "labels.csv").read_text().splitlines(), delimiter=" ", skipinitialspace=True)]
-    keep = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
-    return source, [source / rows[i][0] for i in keep], ["defective" if float(rows[i][1]) > .5 else "good" for i in keep]
+from common import solar_cells
 
 
 def right(data, seed, precision, a):

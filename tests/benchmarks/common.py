@@ -1,10 +1,27 @@
 """What both sides share: the photographs, which of them are used, and the facts about machine and versions. Needs neither library."""
-import csv, importlib.util, json, os, platform, resource, sys, time
+import contextlib, csv, importlib.util, json, os, platform, resource, sys, time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PAT = r"^(.+)_\d+\.jpg$"                            # the label is what stands before the number
 now = time.perf_counter
+
+
+def solar_table():
+    "The folder of elpv-dataset's 2,624 photographs, and (file, the experts' doubt, kind of cell) for each."
+    spec = importlib.util.find_spec("elpv_dataset")
+    if spec is None: sys.exit("the photographs come with a package: pip install --no-deps elpv-dataset")
+    source = Path(spec.origin).parent / "data"
+    rows = csv.reader((source / "labels.csv").read_text().splitlines(), delimiter=" ", skipinitialspace=True)
+    return source, [(name, float(doubt), kind) for name, doubt, kind in ([c for c in r if c] for r in rows)]
+
+
+def solar_cells(n=None):
+    "Folder, files and labels of n solar cells by lot (all: None): defective where the experts' doubt is above 1/2."
+    import numpy as np
+    source, rows = solar_table()
+    keep = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
+    return source, [rows[i][0] for i in keep], ["defective" if rows[i][1] > .5 else "good" for i in keep]
 
 
 def make_photographs(folder, n=640, noise=12.):
@@ -14,10 +31,7 @@ def make_photographs(folder, n=640, noise=12.):
     if done.exists(): return folder
     import numpy as np
     from PIL import Image
-    spec = importlib.util.find_spec("elpv_dataset")
-    if spec is None: sys.exit("the photographs are made from a package: pip install --no-deps elpv-dataset")
-    source = Path(spec.origin).parent / "data"
-    rows = [[c for c in r if c] for r in csv.reader((source / "labels.csv").read_text().splitlines(), delimiter=" ", skipinitialspace=True)]
+    source, rows = solar_table()
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for k, i in enumerate(rng.permutation(len(rows))[:n]):
@@ -26,7 +40,7 @@ def make_photographs(folder, n=640, noise=12.):
         tint, slope = rng.uniform(.5, 1., 3), rng.uniform(-40, 40, (2, 3))
         y, x = np.linspace(-1, 1, 375)[:, None, None], np.linspace(-1, 1, 500)[None, :, None]
         photo = grey[..., None] * tint + slope[0] * y + slope[1] * x + rng.normal(0, noise, (375, 500, 1)) + rng.normal(0, noise / 2, (375, 500, 3))
-        label = f"{kind}_{'defect' if float(doubt) >= .5 else 'good'}"
+        label = f"{kind}_{'defect' if doubt >= .5 else 'good'}"
         Image.fromarray(photo.clip(0, 255).astype("u1")).save(folder / f"{label}_{k}.jpg", quality=90)
     done.touch()
     return folder
@@ -38,6 +52,14 @@ def pick_files(folder, n):
     total = n + n // 4
     if len(files) < total: sys.exit(f"{folder} has {len(files)} photographs; {n} for training need {total}")
     return [files[i * len(files) // total] for i in range(total)]
+
+
+@contextlib.contextmanager
+def left_behind(*folders):
+    "Yields a list that holds, afterwards, the names of what has appeared in the folders meanwhile."
+    before, found = {f: set(os.listdir(f)) for f in folders}, []
+    yield found
+    found += sorted(name for f in folders for name in set(os.listdir(f)) - before[f])
 
 
 def peak_mb(who=resource.RUSAGE_SELF):

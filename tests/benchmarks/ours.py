@@ -1,16 +1,20 @@
 """The kit's side: one process, several tasks after each other, one JSON line.
 
     ours.py FOLDER --size 224 --precision bf16 --n 256 --tasks first_batch,epoch,predict
-    ours.py FOLDER --size 128 --precision bf16 --n 512 --tasks epoch,profile,frozen,features
+    ours.py FOLDER --size 128 --precision bf16 --n 384 --tasks epoch,profile,frozen,features
+    ours.py FOLDER --size 128 --precision bf16 --n 256 --tasks fine_tune,lr_find,features,resume,profile_fine_tune,profile_lr_find
 
 The folder holds the photographs (run.py makes them). Random weights: only speed counts here. Before the first timed epoch a fit on 128
-pictures warms the process up. `profile` says where the seconds of an unfrozen epoch went.
+pictures warms the process up. The `profile` tasks do a thing once more and say where its seconds went.
 """
-import argparse, warnings
+import argparse, os, signal, statistics, tempfile, warnings
 from collections import Counter
+from contextlib import closing
 from dataclasses import fields, replace
+from itertools import count
+from pathlib import Path
 
-from common import PAT, emit, now, peak_mb, pick_files, versions
+from common import PAT, emit, left_behind, now, peak_mb, pick_files, versions
 
 warnings.filterwarnings("ignore")
 ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -22,8 +26,11 @@ ap.add_argument("--bs", type=int, default=64)
 ap.add_argument("--n", type=int, default=256, help="training pictures; a quarter as many for validation")
 ap.add_argument("--predict", type=int, default=128, help="pictures to predict")
 ap.add_argument("--warmup", type=int, default=128)
+ap.add_argument("--steps", type=int, default=30, help="of the learning-rate finder")
 ap.add_argument("--tasks", default="first_batch,epoch,predict")
 a = ap.parse_args()
+scratch = Path(tempfile.mkdtemp())
+os.environ["LESSONKIT_CACHE"] = str(scratch / "cache")  # no features of an earlier run
 
 begun = now()
 import torch
@@ -31,6 +38,7 @@ from lessonkit import train
 from lessonkit.augment import augmentations, to_inputs
 from lessonkit.data import ImageData, Loader, key_generator
 from lessonkit.learner import Learner
+from lessonkit.train import Engine
 import_s = now() - begun
 
 
@@ -51,7 +59,14 @@ def make_data(n, augment=True):
     return replace(data, train=as_a(Watched, data.train), valid=as_a(Watched, data.valid))
 
 
-def make_learner(data): return Learner(data, a.arch, weights=None, precision=a.precision, show=False)
+def make_learner(data): return Learner(data, a.arch, weights=None, precision=a.precision, model_dir=scratch / "models", show=False)
+def find(learn): return learn.lr_find(num_it=a.steps, stop_div=False, show_plot=False)
+
+
+def seconds(f, *args):
+    start = now()
+    f(*args)
+    return now() - start
 
 
 def timed_fit(learn):
@@ -64,14 +79,15 @@ def timed_fit(learn):
     return (trained[0] - start if trained else None), end - start
 
 
-def profile(learn):
-    "The training part of an epoch with a stamp at the end of each stage: seconds by stage."
-    spent, data, kept = Counter(), learn.data, (train.to_inputs, type(learn.engine))
+def profile(learn, work):
+    "Seconds of `work(learn)` by stage, with a stamp at the end of each; what validation takes is not taken apart."
+    spent, validating, data = Counter(), [], learn.data
+    kept = {(owner, name): getattr(owner, name) for owner, name in ((train, "to_inputs"), (Engine, "forward"), (Engine, "backward"), (Engine, "step"))}
     def stamp(name, f):
         def wrapped(*args, **kw):
             start = now()
             result = f(*args, **kw)
-            if all(shuffled for shuffled, _ in asked): spent[name] += now() - start  # validation is left out
+            if not validating: spent[name] += now() - start
             return result
         return wrapped
     class Waited(Loader):
@@ -79,12 +95,49 @@ def profile(learn):
             inner = super().batches(*key, **kw)
             fetch = stamp("wait_for_items", lambda: next(inner, None))
             while (batch := fetch()) is not None: yield batch
-    class Timed(kept[1]): forward, backward, step = (stamp(k, getattr(kept[1], k)) for k in ("forward", "backward", "step"))
-    learn.data, train.to_inputs, learn.engine.__class__ = replace(data, train=as_a(Waited, data.train)), stamp("batch_stage", kept[0]), Timed
-    try: total = timed_fit(learn)[0]
-    finally: learn.data, train.to_inputs, learn.engine.__class__ = data, *kept
+    class Judged(Loader):
+        def batches(self, *key, **kw):
+            validating.append(now())
+            yield from super().batches(*key, **kw)
+            spent["validation"] += now() - validating.pop()
+    learn.data = replace(data, train=as_a(Waited, data.train), valid=as_a(Judged, data.valid))
+    for (owner, name), f in kept.items(): setattr(owner, name, stamp("batch_stage" if name == "to_inputs" else name, f))
+    try: total = seconds(work, learn)
+    finally:
+        learn.data = data
+        for (owner, name), f in kept.items(): setattr(owner, name, f)
     spent["all_else"] = total - sum(spent.values())
-    return dict(train_s=round(total, 2), **{f"{k}_s": round(v, 3) for k, v in spent.items()})
+    return dict(total_s=round(total, 2), **{f"{k}_s": round(v, 3) for k, v in spent.items()})
+
+
+class Interrupted(Loader):
+    "A training loader that notes when each batch was asked for, and presses Ctrl-C in an epoch's third step."
+    def batches(self, *key, **kw):
+        with closing(super().batches(*key, **kw)) as inner:
+            for i in count(1):
+                asked.append((True, now()))
+                if (batch := next(inner, None)) is None: return
+                if i == min(3, len(self)): os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+
+def resume_cost(data):
+    "A fit of two epochs is stopped after three steps, saved and resumed by another learner: what saving costs, and the seconds to the first new step."
+    data = replace(data, train=as_a(Interrupted, data.train))
+    learn = make_learner(data)
+    asked.clear()
+    learn.fit_one_cycle(2)
+    step = asked[-1][1] - asked[-2][1]              # from asking for a batch to asking for the next
+    saves = [seconds(learn.save, "halfway") for _ in range(5)]
+    size = (scratch / "models" / "halfway.safetensors").stat().st_size
+    again = make_learner(data)
+    asked.clear()
+    start = now()
+    again.load("halfway")
+    loaded = now() - start
+    again.resume()
+    return dict(save_s=round(statistics.median(saves), 3), save_mb=round(size / 2**20, 1), load_s=round(loaded, 3), first_step_s=round(asked[1][1] - start, 3),
+                step_s=round(step, 3), steps_before=len(learn.history.fits[-1].losses))
 
 
 out, tasks = {}, a.tasks.split(",")
@@ -98,13 +151,13 @@ if "first_batch" in tasks:
     x = to_inputs(next(batches), data.train, "cpu", key_generator(0))
     out["first_batch_s"] = round(now() - start, 3)
     batches.close()
-if set(tasks) & {"epoch", "profile", "predict", "frozen"}:
+if set(tasks) - {"first_batch", "features"}:
     if a.warmup: timed_fit(make_learner(make_data(a.warmup)))
     learn = make_learner(data)
 if "epoch" in tasks:
     trained, total = timed_fit(learn)
     out |= dict(train_s=round(trained, 3), epoch_s=round(total, 3), img_s=round(a.n / trained, 2), peak_mb=peak_mb())
-if "profile" in tasks: out["profile"] = profile(learn)
+if "profile" in tasks: out["profile"] = profile(learn, lambda learn: learn.fit_one_cycle(1))
 if "predict" in tasks:
     files = list(data.train.paths[:a.predict])
     start = now()
@@ -113,11 +166,25 @@ if "predict" in tasks:
 if "frozen" in tasks:
     learn.freeze()
     out["frozen_s"] = round(timed_fit(learn)[1], 3)
+if "fine_tune" in tasks: out |= dict(fine_tune_s=round(seconds(learn.fine_tune, 1), 3), fine_tune_peak_mb=peak_mb())
+if "lr_find" in tasks:
+    learn = make_learner(data)
+    with left_behind(a.folder, ".") as left:
+        start = now()
+        steps = len(find(learn).losses)
+        out |= dict(lr_find_s=round(now() - start, 3), lr_find_steps=steps, lr_find_peak_mb=peak_mb())
+    out["lr_find_left"] = left
 if "features" in tasks:
     learn = make_learner(make_data(a.n, augment=False))
     learn.freeze()
     out["features_first_s"] = round(timed_fit(learn)[1], 3)
     out["features_s"] = round(timed_fit(learn)[1], 4)
     out["features_note"] = learn.history.fits[-1].notes[0]
+    learn = make_learner(learn.data)
+    learn.freeze()
+    out["features_cached_s"] = round(timed_fit(learn)[1], 4)
+if "resume" in tasks: out |= dict(resume=resume_cost(data), epoch_s=round(timed_fit(make_learner(data))[1], 3))
+if "profile_fine_tune" in tasks: out["profile_fine_tune"] = profile(make_learner(data), lambda learn: learn.fine_tune(1))
+if "profile_lr_find" in tasks: out["profile_lr_find"] = profile(make_learner(data), find)
 emit(side="ours", size=a.size, precision=a.precision, arch=a.arch, bs=a.bs, n=a.n, **out, end_peak_mb=peak_mb(), import_s=round(import_s, 2),
      threads=torch.get_num_threads(), versions=versions("lessonkit", "timm"))
