@@ -4,6 +4,7 @@ from dataclasses import asdict
 from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 import lessonkit.learner as module
@@ -162,6 +163,7 @@ def child(cache, task, answer, *args):
     "Do a task of this module; write what it returns, or its error, as JSON."
     torch.set_num_threads(1)
     os.environ["LESSONKIT_CACHE"] = str(cache)
+    random.seed(os.urandom(8)); np.random.seed(random.getrandbits(32)); torch.manual_seed(random.getrandbits(32))   # forked generators would all be alike
     try: found = globals()[task](*args)
     except BaseException:
         answer.write_text(json.dumps({"error": traceback.format_exc()}))
