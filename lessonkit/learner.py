@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'save_tensors', 'load_tensors', 'put_weights', 'data_stamp', 'differences', 'Learner']
 
 # %% ../nbs/11_learner.ipynb #da4b9237
-import hashlib, json, platform, time, warnings
+import glob, hashlib, json, platform, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -35,7 +35,9 @@ def save_tensors(
     "Write a safetensors file with a JSON page, all or nothing. Raises `OSError` with advice."
     from safetensors.torch import save
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"lessonkit": json.dumps(page)})
-    try: return write_whole(path, content)
+    try:
+        for left in path.parent.glob(f"{glob.escape(path.name)}-????????"): left.unlink(missing_ok=True)  # by a process that was killed as it wrote
+        return write_whole(path, content)
     except OSError as e: raise OSError(e.errno, f"could not save to {str(path)!r} ({e.strerror}); what was there before is untouched. "
                                                 "Give Learner another model_dir=, a folder that can be written to and has room") from e
 
@@ -49,7 +51,7 @@ def load_tensors(
         raise FileNotFoundError(f"there is no saved model {path.stem!r} in {str(path.parent)!r}; there is {there or 'none at all'}")
     try:
         with safe_open(path, "pt") as f: tensors, page = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("lessonkit", "null"))
-    except SafetensorError as e: raise ValueError(f"{path.name!r} is not a whole safetensors file: {e}") from e
+    except SafetensorError as e: raise ValueError(f"{path.name!r} is not a whole safetensors file ({e}): delete it, and load an earlier one or train anew") from e
     if page is None: raise ValueError(f"{path.name!r} was not saved by lessonkit: it has no page that says what is in it")
     if page["format"] > FORMAT: raise ValueError(f"{path.name!r} was saved by a newer lessonkit (format {page['format']}, this one knows {FORMAT}): update the kit")
     return tensors, page
@@ -66,21 +68,25 @@ def put_weights(
 
 # %% ../nbs/11_learner.ipynb #7b52009b
 def _get_state(optimiser:torch.optim.Optimizer, engine:Engine) -> tuple[dict[str, torch.Tensor], dict]:
-    "The state of an optimiser as tensors `optimiser.NUMBER.NAME`, and that of the loss scaler."
-    state = optimiser.state_dict()["state"]
-    return {f"optimiser.{i}.{name}": torch.as_tensor(v) for i, values in state.items() for name, v in values.items() if v is not None}, engine.scaler.state_dict()
+    "The state of an optimiser and of the loss scaler: tensors `optimiser.NUMBER.NAME`, and all that is plain numbers."
+    tensors, numbers = {}, {}
+    for i, values in optimiser.state_dict()["state"].items():
+        for name, v in values.items(): (tensors if torch.is_tensor(v) else numbers)[f"optimiser.{i}.{name}"] = v
+    groups = [{k: v for k, v in g.items() if isinstance(v, (int, float))} for g in optimiser.state_dict()["param_groups"]]
+    return tensors, dict(numbers=numbers, groups=groups, scaler=engine.scaler.state_dict())
 
 def _put_state(optimiser:torch.optim.Optimizer, engine:Engine, saved:dict):
     "Give it to others of the same make."
     state = {}
-    for key, v in saved["tensors"].items():
+    for key, v in {**saved["tensors"], **saved["page"]["numbers"]}.items():
         _, i, name = key.split(".", 2)
         state.setdefault(int(i), {})[name] = v
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+    groups = [{**g, **kept} for g, kept in zip(optimiser.state_dict()["param_groups"], saved["page"]["groups"], strict=True)]
+    optimiser.load_state_dict(dict(state=state, param_groups=groups))
     for p, values in optimiser.state.items():  # fused steps take the memory of weight and state as it lies, so both must lie alike
         for name, v in values.items():
             if torch.is_tensor(v) and v.shape == p.shape: values[name] = torch.empty_like(p).copy_(v)
-    engine.scaler.load_state_dict(saved["scaler"])
+    engine.scaler.load_state_dict(saved["page"]["scaler"])
 
 # %% ../nbs/11_learner.ipynb #f1abd670
 def data_stamp(
@@ -236,8 +242,9 @@ class Learner:
         "Train: what all ways to fit come down to. Ctrl-C ends it after the running step, and `resume` goes on."
         columns = ["train_loss", "valid_loss", *map(self._name, self.metrics)]
         if keep_best and keep_best not in columns: raise ValueError(f"keep_best is a column of the table, one of {columns}; got {keep_best!r}")
+        stamp = self._conditions()
         self.plan = Plan(phases, len(self.history.fits), keep_best, patience, clip, accumulate, checkpoint, every, snapshots)
-        self._best, self._under_way, self._stamp = {}, None, self._conditions()
+        self._best, self._under_way, self._stamp = {}, None, stamp
         self._go()
 
     def resume(self,
@@ -263,14 +270,14 @@ class Learner:
         plan = self.plan
         with stop_flag() as flag:
             while not (plan.finished or flag.is_set()):
-                why = self._carry_out(plan.phases[plan.phase], flag)
+                why = "patience" if plan.exhausted else self._carry_out(plan.phases[plan.phase], flag)
                 if why == "hand": return
                 plan.phase, self._under_way = len(plan.phases) if why else plan.phase + 1, None
-        if not plan.finished:
-            if self.history.fits[-1].note(line := "stopped by hand between two phases; everything up to there is kept"): self._say(line)
-            return
-        if plan.keep_best and self._best: self.restore_best()
-        if plan.checkpoint: self._checkpoint(self.history.fits[-1])
+            if not plan.finished:
+                if self.history.fits[-1].note(line := "stopped by hand between two phases; everything up to there is kept"): self._say(line)
+                return
+            if plan.keep_best and self._best: self.restore_best()
+            if plan.checkpoint: self._keep(plan.checkpoint, self.history.fits[-1])
 
     def _carry_out(self, phase:Phase, flag) -> str: # as `run_phase`
         plan = self.plan
@@ -289,9 +296,9 @@ class Learner:
         def after_epoch(row) -> str:
             ends = phase.cycles or (phase.epochs,)
             if plan.snapshots and row["epoch"] + 1 in ends:
-                self._save(f"{plan.snapshots}_{sum(len(p.cycles or (1,)) for p in plan.phases[:plan.phase]) + ends.index(row['epoch'] + 1) + 1}", whole=False)
+                self._keep(f"{plan.snapshots}_{sum(len(p.cycles or (1,)) for p in plan.phases[:plan.phase]) + ends.index(row['epoch'] + 1) + 1}", record, whole=False)
             if plan.watch(row) and plan.keep_best: self._best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-            if plan.patience is None or plan.waited < plan.patience: return ""
+            if not plan.exhausted: return ""
             record.note(f"stopped after epoch {row['epoch']}: {plan.column} has not improved on {plan.best:.6g} ({plan.best_epoch}) in {plan.waited} epochs")
             self._say(record.notes[-1])
             return "patience"
@@ -299,13 +306,16 @@ class Learner:
         def after_step(step:Step):
             nonlocal saved
             if not plan.checkpoint or not (step.last_of_epoch or time.monotonic() - saved >= plan.every): return
-            self._checkpoint(record)
+            self._keep(plan.checkpoint, record)
             saved = time.monotonic()
 
         steps = train_steps(model, data.train, phase, optimiser, self._loss, engine, seed=self.seed, fit=plan.first + plan.phase, start=len(record.losses),
                             skipped=record.skipped, mix=self._mixing(), accumulate=plan.accumulate, clip=plan.clip)
         table = Table(self.show)
         try: return run_phase(steps, record, table, lambda: self._scores(self._predict("valid", model, data)), flag, after_epoch=after_epoch, after_step=after_step)
+        except KeyboardInterrupt:
+            if record.unscored is None: self._stamp["the last step"] = "broken off in the middle"  # some of it may be in the weights
+            raise
         finally: table.close()
 
     def _parameters(self) -> list[list[torch.nn.Parameter]]: return [[p for p in ps if p.requires_grad] for ps in self.model.group_parameters()]
@@ -319,9 +329,9 @@ class Learner:
         put_weights(self.model, self._best)
         if self.history.fits[-1].note(line := f"the weights of {self.plan.best_epoch} are put back: {self.plan.column} {self.plan.best:.6g}"): self._say(line)
 
-    def _checkpoint(self, record:FitRecord):
-        "Save what is needed to go on. A disk that is full is no reason to stop."
-        try: self._save(self.plan.checkpoint)
+    def _keep(self, name:str, record:FitRecord, whole:bool=True):
+        "Save while training. A disk that is full is no reason to stop."
+        try: self._save(name, whole)
         except OSError as e:
             if record.note(f"no checkpoint: {e.strerror}"): warnings.warn(f"{record.notes[-1]}. Training goes on without.", stacklevel=2)
 
@@ -420,9 +430,9 @@ class Learner:
         if whole and self.plan and not self.plan.finished:
             page |= dict(plan=asdict(self.plan), conditions=self._stamp)
             tensors |= {f"best.{k}": v for k, v in self._best.items()}
-            if isinstance(self._under_way, dict): tensors |= self._under_way["tensors"]; page["scaler"] = self._under_way["scaler"]
+            if isinstance(self._under_way, dict): tensors |= self._under_way["tensors"]; page["under_way"] = self._under_way["page"]
             elif self._under_way:
-                state, page["scaler"] = _get_state(*self._under_way)
+                state, page["under_way"] = _get_state(*self._under_way)
                 tensors |= state
         return save_tensors(self.model_dir/f"{name}.safetensors", tensors, page)
 
@@ -435,7 +445,7 @@ class Learner:
         self.freeze_to(page["frozen"])
         self.history, self.plan, self._stamp = History(**page["history"]), page["plan"] and Plan(**page["plan"]), page.get("conditions", {})
         self._best = {k.removeprefix("best."): v for k, v in extra.items() if k.startswith("best.")}
-        self._under_way = dict(tensors={k: v for k, v in extra.items() if k.startswith("optimiser.")}, scaler=page["scaler"]) if "scaler" in page else None
+        self._under_way = dict(tensors={k: v for k, v in extra.items() if k.startswith("optimiser.")}, page=page["under_way"]) if "under_way" in page else None
         return self
 
     def _read(self, name:str) -> tuple[dict[str, torch.Tensor], dict]:

@@ -7,7 +7,7 @@ __all__ = ['FEATURE_LIMIT', 'STILL', 'FeatureLoader', 'body_features', 'tensor_d
            'write_whole', 'save_features', 'load_features', 'clear_features', 'precompute', 'why_not']
 
 # %% ../nbs/06_precompute.ipynb #da4b9237
-import hashlib, json, os, tempfile, warnings
+import hashlib, json, os, secrets, warnings
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
@@ -104,9 +104,9 @@ def write_whole(
 ) -> Path: # the file
     "Write a file all or nothing: what was there before stays until the new one is safely on disk. Raises `OSError`."
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, beside = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}-")
+    beside = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
     try:
-        with open(fd, "wb") as f:
+        with open(beside, "xb") as f:
             f.write(content)
             f.flush()
             os.fsync(f.fileno())

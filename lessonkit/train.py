@@ -467,6 +467,8 @@ class Plan:
     @property
     def finished(self) -> bool: return self.phase >= len(self.phases)
     @property
+    def exhausted(self) -> bool: return self.patience is not None and self.waited >= self.patience
+    @property
     def column(self) -> str: return self.keep_best or "valid_loss"
 
     def watch(self,
