@@ -11,8 +11,8 @@ figures are near, not the same question: Deitsch et al. (2019) count the 295 cel
 
 What is done: the head is trained on features of the plain pictures (step 3 of the recipe); then, with gentle augmentation, the head and the late body together,
 at 160 px and from there at 224 px (steps 5, 6 and 8). The early body stays frozen, so that a core trains 1.8 times as many pictures a second. Quarter-turns
-(`--turns`) are left out: cells have no upper side, but their wires all run one way, and a short fit has no time to learn the other. Rates are fixed, or seeds
-could not be compared; `--find` prints what the finder (steps 2 and 7) suggests before each stage.
+(`--turns`) are left out: a cell has no upper side, but its wires run one way. (Two epochs with turns ended lower than two without, one run each and at other
+rates: a suspicion, not a finding.) Rates are fixed, or seeds could not be compared; `--find` prints what the finder (steps 2 and 7) suggests before each stage.
 
 Minutes are processor time of the whole process, all its threads together, so minutes of one core; other programs do not count. Making the data, opening
 pictures, augmentation and training are in them; validation is counted apart. JSON lines, one an epoch; then the table: mean, standard deviation
