@@ -313,7 +313,7 @@ def plot_lr_find(
         ax.plot(rates, losses, color=TRAIN, alpha=.4, marker="." if len(rates) < 3 else None)
         ax.plot(rates[begin:end], losses[begin:end], color=TRAIN, lw=2)
         low, high = losses.min(), losses[:losses.argmin() + 1].max()
-        if high - low < .05*low: high = losses.max()  # it never fell
+        if high - low < .15*low: high = losses.max()  # it hardly fell: what there is to see is the rise
         room = max(high - low, 1e-3*abs(low), 1e-12)
         ax.set_ylim(low - .1*room, high + .25*room)
         _mark(ax, {k: (v, np.interp(v, rates, losses).clip(*ax.get_ylim())) for k, v in find.suggestions.items()})

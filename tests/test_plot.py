@@ -406,6 +406,12 @@ def test_the_finder_marks_what_was_found():
     assert max(find.losses) > 4 and ax.get_ylim()[1] < 3 and ax.get_ylim()[0] < min(find.losses)   # what explodes is cut off
 
 
+def test_a_loss_that_hardly_falls_shows_its_rise():
+    rates = np.geomspace(1e-6, 1, 40)
+    losses = 1.25 + .05*np.sin(np.arange(40)) + np.maximum(0, np.log10(rates) + 2.5)**3   # a model that is good already
+    assert P.plot_lr_find(LRFind(tuple(rates), tuple(losses), **suggest_rates(rates, losses, 4), skip=(4, 5))).axes[0].get_ylim()[1] > losses.max() > 10
+
+
 @pytest.mark.parametrize("at, figsize", [((-7, -7, -7, -7), (4, 2.5)), ((1, .9, 1, .99), (4, 2.5)), ((-3, -3, 1, 1), (6, 3.5)), ((-9, -2.1, -2, -2.2), (6, 3.5))])
 def test_names_of_suggestions_never_cover_each_other(at, figsize):
     find = LRFind(hump().rates, hump().losses, *(10**a for a in at), skip=(10, 5))
