@@ -200,6 +200,7 @@ class Loader:
     threads: int=2 # that open pictures
     cache: str|None=None # "memory" or None
     channels: int=3 # of the pictures
+    failed: dict[int, str]|None=None # None: an unreadable picture is an error. A dict: it is taken as black, and its position and the reason are put there
     _kept: dict=field(default_factory=dict, repr=False)
 
     @property
@@ -217,7 +218,11 @@ class Loader:
     def item(self, i:int) -> tuple[np.ndarray, float]:
         "Picture i as (S,S,channels) uint8, and its aspect."
         if i in self._kept: return self._kept[i]
-        item = open_pixels(self.paths[i], self.presize, self.channels)
+        try: item = open_pixels(self.paths[i], self.presize, self.channels)
+        except (ImageReadError, FileNotFoundError) as e:
+            if self.failed is None: raise
+            self.failed[i] = str(e)
+            return np.zeros((self.presize, self.presize, self.channels), np.uint8), 1.
         if self.cache == "memory": self._kept[i] = item
         return item
 
@@ -241,7 +246,7 @@ class Loader:
                 yield Batch(x, y, torch.tensor(aspects), index)
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/01_data.ipynb #92cfceb3
+# %% ../nbs/01_data.ipynb #98fbc42f
 def label_kind(
     labels:Sequence, # one label an item
 ) -> str: # "single", "multi" or "number"
@@ -264,20 +269,22 @@ def encode(
     for row, names in zip(y, labels): row[[number[v] for v in names]] = 1
     return y
 
-# %% ../nbs/01_data.ipynb #fb644351
+# %% ../nbs/01_data.ipynb #827bfc45
 def split_indices(
     labels:Sequence, # one an item; looked at only for a stratified split
     valid_pct:float=.2, # share of the items kept for validation, above 0 and below 1
     split:str="random", # "random" or "stratified"
     seed:int=42,
-) -> np.ndarray: # (int(valid_pct * n),) sorted positions of the validation items
+    groups:Sequence|None=None, # one an item: items of one group stay together
+) -> np.ndarray: # (int(valid_pct * n),) sorted positions of the validation items; with groups as nearly so many as they allow
     "Choose the validation items by lot, the same ones for the same seed."
     n = len(labels)
     if not 0 < valid_pct < 1: raise ValueError(f"valid_pct is a share between 0 and 1, such as 0.2 for a fifth; got {valid_pct}")
     size = int(valid_pct * n)
     if not 0 < size < n: raise ValueError(f"{valid_pct:g} of {n} pictures leaves {size} for validation: give more pictures or another valid_pct")
+    if split not in ("random", "stratified"): raise ValueError(f"split is 'random' or 'stratified'; got {split!r}")
+    if groups is not None: return _split_groups(labels, _group_numbers(groups, n), size, split, seed)
     if split == "random": return np.sort(np.random.default_rng(seed).permutation(n)[:size])
-    if split != "stratified": raise ValueError(f"split is 'random' or 'stratified'; got {split!r}")
     from sklearn.model_selection import train_test_split
     try: return np.sort(train_test_split(np.arange(n), test_size=size, random_state=seed, stratify=[str(v) for v in labels])[1])
     except ValueError as e:
@@ -285,7 +292,24 @@ def split_indices(
         raise ValueError(f"a stratified split needs at least two pictures of every class and room for each on both sides ({e})."
                          + (f" Too rare: {rare[:5]}." if rare else "")) from e
 
-# %% ../nbs/01_data.ipynb #64e095fe
+# %% ../nbs/01_data.ipynb #e1822db4
+def _group_numbers(groups:Sequence, n:int) -> np.ndarray: # (n,) from 0
+    if len(groups) != n: raise ValueError(f"{n} pictures but {len(groups)} groups: give one value for each picture")
+    numbers = np.unique([str(g) for g in groups], return_inverse=True)[1]
+    if numbers.max() == 0: raise ValueError("all pictures are of the same group, so none could be kept for validation")
+    return numbers
+
+def _split_groups(labels:Sequence, groups:np.ndarray, size:int, split:str, seed:int) -> np.ndarray:
+    if split == "random":
+        order, sizes = np.random.default_rng(seed).permutation(groups.max() + 1), np.bincount(groups)
+        taken = np.abs(sizes[order].cumsum()[:-1] - size).argmin() + 1  # not the last: something must be left to learn from
+        return np.flatnonzero(np.isin(groups, order[:taken]))
+    from sklearn.model_selection import StratifiedGroupKFold
+    folds = max(2, min(round(len(labels)/size), groups.max() + 1))
+    try: return np.sort(next(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, [str(v) for v in labels], groups))[1])
+    except ValueError as e: raise ValueError(f"a stratified split that keeps groups whole needs every class in several groups ({e}): use split='random'") from e
+
+# %% ../nbs/01_data.ipynb #c5b76da3
 @dataclass(frozen=True)
 class Stats:
     "Mean and standard deviation of each channel, of pixels between 0 and 1."
@@ -294,7 +318,7 @@ class Stats:
 
 imagenet_stats = Stats((.485, .456, .406), (.229, .224, .225))
 
-# %% ../nbs/01_data.ipynb #e1822db4
+# %% ../nbs/01_data.ipynb #8effee40
 def _some(items, k:int=5) -> str:
     items = list(items)
     return ", ".join(str(v) for v in items[:k]) + (f", and {len(items) - k} more" if len(items) > k else "")
@@ -377,6 +401,7 @@ class ImageData:
         valid_pct:float=.2, # share for validation, above 0 and below 1
         split:str="random", # "random" or "stratified"
         seed:int=42, # of the split
+        groups:Sequence|None=None, # one value a file: what shares one is never divided between training and validation
         test:str|Path|Sequence[Path]|None=None, # folder (in `path`, or anywhere) or list of unlabelled pictures
         classes:Sequence|None=None, # names in order; None: sorted labels of the training pictures
         size:int=224, # side in pixels of what the model sees
@@ -402,10 +427,15 @@ class ImageData:
             if value not in legal: raise ValueError(f"{name} is one of {legal}; got {value!r}")
         presize = _presize(size, presize)
         for name, value in (("bs", bs), ("channels", channels)): _check_count(name, value)
-        if valid_idx is None: valid_idx = split_indices(labels, valid_pct, split, seed)
+        if valid_idx is None: valid_idx = split_indices(labels, valid_pct, split, seed, groups)
         valid_idx = np.unique(np.asarray(valid_idx, dtype=np.int64))
         if not len(valid_idx): raise ValueError("no pictures for validation: the error of a model can't be judged on the pictures it learned from")
         if valid_idx[0] < 0 or valid_idx[-1] >= len(files): raise ValueError(f"valid_idx goes from {valid_idx[0]} to {valid_idx[-1]}, but there are only {len(files)} files")
+        if groups is not None:
+            numbers = _group_numbers(groups, len(files))
+            both = np.intersect1d(numbers[valid_idx], np.delete(numbers, valid_idx))
+            if len(both): raise ValueError(f"{len(both)} group(s) lie on both sides of valid_idx: {_some(dict.fromkeys(repr(g) for g, k in zip(groups, numbers) if k in both))}. "
+                                           "Leave valid_idx out and the split is drawn so that groups stay whole")
 
         bad = check_images(files, full=check == "full", threads=threads, channels=channels) if check else {}
         if bad:
@@ -522,6 +552,7 @@ class ImageData:
         label_col:int|str|list=1, # column(s) of the label(s); several columns of numbers are several numbers
         suffix:str="", # appended to the names, such as ".jpg"
         valid_col:int|str|None=None, # column that is true for validation
+        group_col:int|str|None=None, # column of what must not be divided by the split, such as the animal or the patient
         **options, # see `build`
     ) -> "ImageData":
         "Names and labels from a table: words are classes, floats are numbers to predict, words split by `label_delim` several labels."
@@ -536,6 +567,7 @@ class ImageData:
         elif label_delim is not None: labels = [[w for w in str(v).split(label_delim) if w] for v in columns[0]]
         else: labels = columns[0].tolist()
         if valid_col is not None: options["valid_idx"] = np.flatnonzero(column(valid_col).astype(bool))
+        if group_col is not None: options["groups"] = column(group_col).tolist()
         return cls.build(path, [Path(path)/folder/f"{name}{suffix}" for name in column(fn_col)], labels, **options)
 
     @classmethod

@@ -48,6 +48,43 @@ def test_other_keys_other_numbers(keys):
 
 
 @common
+@given(sizes=st.lists(st.integers(1, 12), min_size=2, max_size=30), pct=st.floats(.1, .6), seed=st.integers(0, 1000), way=st.sampled_from(["random", "stratified"]))
+def test_groups_stay_whole(sizes, pct, seed, way):
+    groups = [f"g{g}" for g, k in enumerate(sizes) for _ in range(k)]
+    labels = [i % 2 for i in range(len(groups))]
+    try: held = split_indices(labels, pct, way, seed, groups)
+    except ValueError as e:
+        assert "for validation" in str(e) or way == "stratified" and "several groups" in str(e)
+        return
+    kept = np.setdiff1d(np.arange(len(groups)), held)
+    assert len(held) and len(kept) and not {groups[i] for i in held} & {groups[i] for i in kept}
+    assert (held == split_indices(labels, pct, way, seed, groups)).all()
+    if way == "random": assert abs(len(held) - int(pct * len(groups))) <= max(sizes)
+
+
+def test_groups_of_a_table(tmp_path):
+    import pandas as pd
+    files = sorted(sample.tiny(tmp_path, n=24, layout="flat").glob("*.jpg"))
+    table = pd.DataFrame(dict(file=[f.name for f in files], label=[f.name[:2] for f in files], animal=[i // 4 for i in range(24)]))
+    data = ImageData.from_df(tmp_path, table, group_col="animal", split="stratified", size=16, bs=8, valid_pct=.34)
+    animals = [{int(table.animal[table.file == f.name].iloc[0]) for f in loader.paths} for loader in (data.train, data.valid)]
+    assert animals[0] | animals[1] == set(range(6)) and not animals[0] & animals[1]
+    with pytest.raises(ValueError, match="no column 'owner'"): ImageData.from_df(tmp_path, table, group_col="owner")
+    with pytest.raises(ValueError, match="24 pictures but 2 groups"): ImageData.from_df(tmp_path, table, groups=[0, 1])
+    with pytest.raises(ValueError, match="lie on both sides"): ImageData.from_df(tmp_path, table, group_col="animal", valid_idx=[0, 9])
+
+
+def test_a_tolerant_loader_reports_what_it_could_not_read(tmp_path):
+    files = sorted(sample.tiny(tmp_path, n=6, layout="flat").glob("*.jpg"))
+    files[2].write_bytes(b"no picture"); files[4].unlink()
+    loader = Loader(tuple(files), None, size=16, presize=20, bs=4, failed={})
+    x = torch.cat([b.x for b in loader.batches()])
+    assert sorted(loader.failed) == [2, 4] and all(files[i].name in loader.failed[i] for i in (2, 4))
+    assert [bool(p.any()) for p in x] == [True, True, False, True, False, True]
+    with pytest.raises(FileNotFoundError): Loader(tuple(files[4:]), None, size=16, presize=20).item(0)
+
+
+@common
 @given(rows=st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=8))
 def test_several_labels_come_back(rows):
     y = encode([sorted(r) for r in rows], "multi", "abcd")
