@@ -6,10 +6,13 @@
 __all__ = ['activation', 'Preds', 'predict_set', 'mean_preds', 'Prediction', 'predict_one']
 
 # %% ../nbs/08_predict.ipynb #da4b9237
+import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from .data import Loader
@@ -24,9 +27,10 @@ def activation(
     logits = logits.float()
     return logits.softmax(1) if kind == "single" else logits.sigmoid() if kind == "multi" else logits
 
+# %% ../nbs/08_predict.ipynb #fe5dbbce
 @dataclass(frozen=True, eq=False)
 class Preds:
-    "What a model said about a set, in data-set order."
+    "What a model said about a set, in data-set order. `preds[idx]` are those at a position, positions, a mask or a slice, in this order."
     probs: Tensor # (n,c) float32 probabilities; (n,k) values for kind "number"
     targets: Tensor|None # (n,) int64, (n,c) float 0/1 or (n,k) float; None if unknown
     losses: Tensor|None # (n,) float32; None without targets
@@ -39,19 +43,145 @@ class Preds:
         for name in ("targets", "losses", "paths"):
             if (v := getattr(self, name)) is not None and len(v) not in ((0, n) if name == "paths" else (n,)):
                 raise ValueError(f"{n} predictions but {len(v)} {name}")
-        if self.kind != "number" and self.probs.shape[1] != len(self.classes): raise ValueError(f"{self.probs.shape[1]} columns but {len(self.classes)} classes")
+        if self.kind != "number" and self.probs.shape[1] != len(self.classes):
+            raise ValueError(f"{self.probs.shape[1]} columns but {len(self.classes)} classes")
 
     def __len__(self) -> int: return len(self.probs)
+
+    def __getitem__(self, idx) -> "Preds":
+        n = len(self)
+        try: at = np.atleast_1d(np.arange(n)[idx.numpy(force=True) if isinstance(idx, Tensor) else idx]).copy()
+        except IndexError as e: raise IndexError(f"of {n} predictions choose some by positions, a mask of {n}, or a slice: {e}") from None
+        if at.ndim > 1: raise IndexError(f"positions are one list; these have the shape {at.shape}")
+        def some(v): return None if v is None else v[torch.from_numpy(at).to(v.device)]
+        return replace(self, probs=some(self.probs), targets=some(self.targets), losses=some(self.losses),
+                       paths=tuple(self.paths[i] for i in at) if self.paths else ())
+
+    def __repr__(self):
+        known = "no targets" if self.targets is None else "with targets"
+        return f"Preds: {len(self)} items, {self.probs.shape[1]} columns, kind {self.kind!r}, {known}"
+
+    def _only(self, what:str, *kinds:str):
+        if self.kind not in kinds:
+            raise ValueError(f"{what} for predictions of kind {' or '.join(map(repr, kinds))}; these are {self.kind!r}")
 
     @property
     def pred(self) -> Tensor:
         "(n,) int64: the most probable class."
-        if self.kind != "single": raise ValueError(f"the most probable class is for single-label predictions; these are {self.kind!r}")
+        self._only("the most probable class is", "single")
         return self.probs.argmax(1)
 
-    def __repr__(self): return f"Preds: {len(self)} items, {self.probs.shape[1]} columns, kind {self.kind!r}, {'no targets' if self.targets is None else 'with targets'}"
+    @property
+    def log_probs(self) -> Tensor:
+        "(n,c) float32, at most 0: natural logarithms of the probabilities; of 0, that of the smallest normal number, which is -87."
+        self._only("log-probabilities are", "single", "multi")
+        return self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log()
 
-# %% ../nbs/08_predict.ipynb #fe5dbbce
+    @property
+    def margin(self) -> Tensor:
+        "(n,) float32 from 0 (undecided) to 1 (certain): the most probable class's probability less the second's."
+        self._only("a margin is", "single")
+        if self.probs.shape[1] < 2: raise ValueError("a margin lies between two classes, and there is only one")
+        first, second = self.probs.topk(2, dim=1).values.unbind(1)
+        return first - second
+
+    @classmethod
+    def join(cls,
+        parts:Sequence["Preds"], # of the same classes and kind; all with targets (losses, paths), or all without
+    ) -> "Preds": # as long as all of them
+        "Several sets, one after the other. Raises `ValueError` if they don't go together."
+        if not (parts := list(parts)): raise ValueError("there is nothing to join: give at least one set of predictions")
+        if len(forms := {(p.kind, p.classes, p.probs.shape[1]) for p in parts}) > 1:
+            raise ValueError("only predictions of the same kind and classes can be joined; these are "
+                             + " and ".join(sorted(f"{kind!r} with {c} columns {list(names)[:5]}" for kind, names, c in forms)))
+        def all_of(name):
+            found = [getattr(p, name) for p in parts if len(p)]
+            there = [v for v in found if v is not None and len(v)]
+            if 0 < len(there) < len(found):
+                raise ValueError(f"{len(there)} of {len(found)} sets have {name}, the rest have none: leave them out with "
+                                 f"dataclasses.replace(preds, {name}={'()' if name == 'paths' else 'None'})")
+            return there
+        def one(name): return torch.cat(v) if (v := all_of(name)) else getattr(parts[0], name)
+        return replace(parts[0], probs=one("probs"), targets=one("targets"), losses=one("losses"),
+                       paths=tuple(p for paths in all_of("paths") for p in paths))
+
+    def columns(self) -> dict[str, list]: # as far as known: file, actual, predicted, probability, probability_actual, loss, margin
+        "Plain lists, one value an item. Files are named from the folder that holds them all; probability is that of the predicted class."
+        cols, probs, y, known = {}, self.probs.detach().cpu(), self.targets, self.targets is not None
+        if self.paths:
+            paths = [os.path.abspath(p) for p in self.paths]
+            top = os.path.commonpath([os.path.dirname(p) for p in paths])
+            cols["file"] = [p[len(top):].lstrip(os.sep).replace(os.sep, "/") for p in paths]
+        if self.kind == "single":
+            p, pred = probs.max(1)
+            if known: cols["actual"] = [self.classes[i] for i in y.tolist()]
+            cols |= {"predicted": [self.classes[i] for i in pred.tolist()], "probability": p.tolist()}
+            if known: cols["probability_actual"] = probs.gather(1, y.cpu()[:, None])[:, 0].tolist()
+        elif self.kind == "multi":
+            cols |= ({"actual": self._words(y, ";")} if known else {}) | {"predicted": self._words(probs, ";")}
+        else:
+            for j in range(probs.shape[1]):
+                end = f"_{self.classes[j] if self.classes else j}" if probs.shape[1] > 1 else ""
+                cols |= ({f"actual{end}": y[:, j].tolist()} if known else {}) | {f"predicted{end}": probs[:, j].tolist()}
+        if self.losses is not None: cols["loss"] = self.losses.tolist()
+        if self.kind == "single" and probs.shape[1] > 1: cols["margin"] = self.margin.tolist()
+        return cols
+
+    def _words(self, labels:Tensor, between:str, threshold:float=.5) -> list[str]:
+        return [between.join(str(c) for c, on in zip(self.classes, row) if on) for row in (labels > threshold).tolist()]
+
+    def to_frame(self,
+        probs:bool=False, # add a column for each class with its probabilities
+    ) -> "pandas.DataFrame": # noqa: F821
+        "The columns as a pandas table, one row an item. A class whose name is taken gets `p_` before it."
+        import pandas as pd
+        cols = self.columns()
+        if probs and self.kind != "number":
+            for c, p in zip(self.classes, self.probs.T.tolist()):
+                name = str(c)
+                while name in cols: name = f"p_{name}"
+                cols[name] = p
+        return pd.DataFrame(cols)
+
+    def to_csv(self,
+        path:str|os.PathLike, # file to write
+        probs:bool=True, # with a column for each class
+    ) -> Path:
+        "Write the table for another program; numbers with all their digits."
+        self.to_frame(probs).to_csv(path, index=False)
+        return Path(path)
+
+    def submission(self,
+        path:str|os.PathLike|None=None, # file to write; None: none
+        id_name:str="id", # the column of the files' names
+        label_name:str="label", # the column of the answers, where it is one
+        label:Any="class", # "class": the answer in words (or numbers); "probs": a column for each class; a class: its probability
+        ext:bool=False, # do names keep their ending (.jpg)?
+        threshold:float=.5, # above which a label holds, for several labels
+    ) -> "pandas.DataFrame": # noqa: F821
+        "The table that competitions ask for. Several labels are joined by spaces. Raises `ValueError` if two files have the same name."
+        import pandas as pd
+        if len(self) and not self.paths: raise ValueError("a submission names files, and these predictions have none: predict files")
+        cols = {id_name: [Path(p).name if ext else Path(p).stem for p in self.paths]}
+        if twice := [name for name, k in Counter(cols[id_name]).items() if k > 1]:
+            raise ValueError(f"{len(twice)} id(s) stand for several files, such as {twice[0]!r}: "
+                             + ("give each file a name of its own" if ext else "ext=True keeps the endings, if it is these that differ"))
+        if self.kind == "number":
+            if label != "class": raise ValueError(f"numbers have no classes: leave out label={label!r}")
+            k = self.probs.shape[1]
+            names = [label_name] if k == 1 else list(map(str, self.classes)) or [f"{label_name}_{j}" for j in range(k)]
+            answers = dict(zip(names, self.probs.T.tolist()))
+        elif label == "probs": answers = dict(zip(map(str, self.classes), self.probs.T.tolist()))
+        elif label in self.classes: answers = {label_name: self.probs[:, self.classes.index(label)].tolist()}
+        elif label != "class": raise ValueError(f"label is 'class', 'probs' or one of the classes {list(self.classes)[:5]}; got {label!r}")
+        elif self.kind == "multi": answers = {label_name: self._words(self.probs, " ", threshold)}
+        else: answers = {label_name: [self.classes[i] for i in self.pred.tolist()]}
+        if id_name in answers: raise ValueError(f"two columns would be called {id_name!r}: choose another id_name")
+        table = pd.DataFrame(cols | answers)
+        if path is not None: table.to_csv(path, index=False)
+        return table
+
+# %% ../nbs/08_predict.ipynb #4d134bc0
 def predict_set(
     model:nn.Module,
     loader:Loader,
@@ -64,21 +194,22 @@ def predict_set(
     losses = None if loader.targets is None else item_losses(logits, loader.targets, kind)
     return Preds(activation(logits, kind), loader.targets, losses, loader.paths, tuple(classes), kind)
 
-# %% ../nbs/08_predict.ipynb #17ba0791
+# %% ../nbs/08_predict.ipynb #bc33ea4e
 def mean_preds(
     parts:Sequence[Preds], # of the same items in the same order
     weights:Sequence[float]|None=None, # how much each counts; None: all the same
 ) -> Preds:
-    "Several predictions of the same items, averaged: probabilities, and what they cost. Raises `ValueError` if they are not of the same items."
+    "Several predictions of the same items, averaged: probabilities, and what they cost. Raises `ValueError` if items differ."
     first = parts[0]
-    if any(p.paths != first.paths or len(p) != len(first) or p.classes != first.classes for p in parts): raise ValueError("these predictions are not of the same items and classes")
+    if any(p.paths != first.paths or len(p) != len(first) or p.classes != first.classes for p in parts):
+        raise ValueError("these predictions are not of the same items and classes")
     share = torch.tensor([1.] * len(parts) if weights is None else list(weights))
     probs = torch.einsum("p,pnc->nc", share / share.sum(), torch.stack([p.probs for p in parts]))
     tiny = torch.finfo(probs.dtype).tiny
     logits = probs.clamp_min(tiny).log() if first.kind == "single" else probs.logit(1e-7) if first.kind == "multi" else probs
     return replace(first, probs=probs, losses=None if first.targets is None else item_losses(logits, first.targets, first.kind))
 
-# %% ../nbs/08_predict.ipynb #fa35e192
+# %% ../nbs/08_predict.ipynb #22d200f8
 class Prediction(NamedTuple):
     "What a model says about one picture."
     label: Any # a class, a list of labels, or number(s)
