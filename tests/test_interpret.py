@@ -122,22 +122,155 @@ def test_top_losses_not_a_number():
     assert I.top_losses(p)[1].tolist() == [1, 3, 2, 4, 0] and I.top_losses(p, largest=False)[1].tolist() == [0, 4, 2, 1, 3]
 
 
+def two_classes(n, seed, spread, digits=None):
+    "float32, as a model gives them: at a small spread all are near 1/2, at a large one the surer class is 1.0 in float32."
+    g = torch.Generator().manual_seed(seed)
+    probs = (spread*torch.randn(n, 2, generator=g)).softmax(1)
+    if digits is not None: probs = probs.mul(10**digits).round()/10**digits
+    y = torch.randint(0, 2, (n,), generator=g)
+    return Preds(probs, y, -probs.clamp_min(1e-30).log()[range(n), y], (), ("cat", "dog"), "single")
+
+
+WAYS = "margin", "entropy", "least_confidence"
+binary = dict(n=st.integers(1, 60), seed=st.integers(0, 10_000), spread=st.sampled_from([1e-7, 1e-3, 1., 30.]), digits=st.sampled_from([None, 1]))
+
+
 @quick
-@given(k=st.one_of(st.none(), st.integers(1, 80)), **sizes)
-def test_most_uncertain(n, c, seed, digits, k):
-    p = made(n, c, seed, targets=False, digits=digits)
-    m, idx = I.margin(p), I.most_uncertain(p, k)
-    top = np.sort(p.probs.numpy(), 1)
-    assert np.allclose(m, top[:, -1] - top[:, -2]) and (m >= 0).all()
-    assert idx.tolist() == sorted(range(n), key=lambda i: m[i])[:len(idx)] and len(idx) == min(n if k is None else k, n)
+@given(by=st.sampled_from(WAYS), **binary)
+def test_of_two_classes_the_most_uncertain_is_the_nearest_to_one_half(n, seed, spread, digits, by):
+    p = two_classes(n, seed, spread, digits)
+    assert I.most_uncertain(p, by=by).tolist() == sorted(range(n), key=lambda i: abs(p.probs[i, 1].item() - .5))
+
+
+@quick
+@given(label=st.integers(0, 1), is_correct=st.booleans(), **binary)
+def test_of_two_classes_the_most_correct_are_those_of_the_old_lesson(n, seed, spread, digits, label, is_correct):
+    p = two_classes(n, seed, spread, digits)
+    sign = -1 if (label == 1) == is_correct else 1  # the rule of 2017, as it was meant: by sign*p(class 1)
+    among = [i for i in range(n) if p.targets[i] == label and (p.probs[i].argmax() == p.targets[i]) == is_correct]
+    got = (I.most_correct if is_correct else I.most_incorrect)(p, label)
+    assert got.tolist() == sorted(among, key=lambda i: sign*p.probs[i, 1].item())
+    assert got.tolist() == I.in_cell(p, label, label if is_correct else 1 - label).tolist()
+
+
+many = sizes | dict(c=st.integers(2, 40), k=st.one_of(st.none(), st.integers(1, 80)))
+
+
+def selections(p, label, other):
+    "Each selection by name: what it gives for k, the positions it chooses among, and a key to sort them by, smallest first."
+    n, probs, said = len(p), p.probs.double(), p.probs.argmax(1)
+    ranked, true = probs.sort(1, descending=True).values, p.targets
+    entropy = -(probs*probs.clamp_min(1e-300).log()).sum(1)
+    among = lambda mask: mask.nonzero()[:, 0].tolist()
+    return {"right": (lambda k: I.right(p)[:k], among(said == true), range(n)),
+            "wrong": (lambda k: I.wrong(p)[:k], among(said != true), range(n)),
+            "most correct": (lambda k: I.most_correct(p, label, k), among((said == true) & (true == label)), -probs[:, label]),
+            "most incorrect": (lambda k: I.most_incorrect(p, p.classes[label], k), among((said != true) & (true == label)), probs[:, label]),
+            "in a cell": (lambda k: I.in_cell(p, label, other, k), among((true == label) & (said == other)), -probs[:, other]),
+            "margin": (lambda k: I.most_uncertain(p, k), range(n), (ranked[:, 0] - ranked[:, 1])),
+            "entropy": (lambda k: I.most_uncertain(p, k, by="entropy"), range(n), -entropy),
+            "least confidence": (lambda k: I.most_uncertain(p, k, by="least_confidence"), range(n), ranked[:, 0])}
+
+
+@quick
+@given(**many)
+def test_selections(n, c, seed, digits, k):
+    p = made(n, c, seed, digits=digits)
+    for name, (select, among, key) in selections(p, seed % c, (seed + seed % 3) % c).items():
+        got = select(k)
+        assert got.dtype == torch.int64 and got.shape == (min(k or n, len(among)),), name
+        assert len(set(got.tolist())) == len(got) and set(got.tolist()) <= set(among), name
+        if name == "entropy":  # its last digit depends on the order of the sum
+            assert all(key[a] <= key[b] + 1e-12 for a, b in zip(got[:-1], got[1:])), name
+        elif c > 2 or name not in ("margin", "least confidence"):  # of two classes: above
+            assert got.tolist() == sorted(among, key=lambda i: float(key[i]))[:k], name  # sorted() is stable
+
+
+@quick
+@given(n=st.integers(1, 60), c=st.integers(2, 40), seed=st.integers(0, 10_000))
+def test_selections_do_not_depend_on_the_order_of_the_data(n, c, seed):
+    p = made(n, c, seed)
+    at = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for (name, (here, *_)), (there, *_) in zip(selections(p, 0, 1).items(), selections(p[at], 0, 1).values()):
+        if name in ("right", "wrong"): assert at[there(None)].sort().values.tolist() == here(None).tolist()
+        else: assert at[there(None)].tolist() == here(None).tolist(), name
+    hardest = I.one_per_class(p[at], I.top_losses(p[at])[1])
+    assert at[hardest].tolist() == I.one_per_class(p, I.top_losses(p)[1]).tolist()
+
+
+@pytest.mark.parametrize("c", [2, 3, 40])
+def test_the_same_numbers_in_other_places_are_as_uncertain(c):
+    g = torch.Generator().manual_seed(c)
+    row = torch.rand(c, generator=g).double()
+    probs = torch.stack([row[torch.randperm(c, generator=g)] for _ in range(50)])/row.sum()
+    p = Preds(probs, None, None, (), tuple(map(str, range(c))), "single")
+    for by in WAYS:
+        if c > 2: assert I.most_uncertain(p, by=by).tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("c", [2, 3, 7])
+def test_probabilities_that_are_not_numbers_come_last(c):
+    p = made(30, c, 2)
+    p.probs[4] = p.probs[17, -1] = math.nan
+    for by in WAYS: assert I.most_uncertain(p, by=by)[-2:].tolist() == [4, 17]
+    p.probs[17] = math.nan
+    for label in range(c):
+        for got in (I.most_incorrect(p, label), I.most_correct(p, label)):
+            lost = [i in (4, 17) for i in got.tolist()]
+            assert lost == sorted(lost)
+    last = Preds(torch.tensor([[math.nan]*3, [.2, .5, .3], [math.nan]*3, [.1, .6, .3]]), torch.tensor([1, 0, 1, 0]), None, (), tuple("abc"), "single")
+    assert I.most_incorrect(last, "b").tolist() == [0, 2] and I.most_incorrect(last, "a").tolist() == [3, 1]
+
+
+@quick
+@given(draw=st.integers(0, 5), **many)
+def test_random_choice(n, c, seed, digits, k, draw):
+    p = made(n, c, seed, digits=digits)
+    before = torch.get_rng_state()
+    for choose, among in [(I.random_right, I.right(p)), (I.random_wrong, I.wrong(p))]:
+        got, every = choose(p, k, draw).tolist(), choose(p, None, draw).tolist()
+        assert sorted(every) == among.tolist() and got == every[:k] and len(choose(p)) == min(4, len(among))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_random_choice_depends_on_the_seed_and_favours_nobody():
+    p = made(40, 3, 1)
+    first = [int(I.random_wrong(p, 1, seed)[0]) for seed in range(400)]
+    assert set(first) == set(I.wrong(p).tolist()) and max(map(first.count, first)) < 60  # about 15 each
 
 
 @quick
 @given(**sizes)
-def test_wrong_is_in_order_and_complete(n, c, seed, digits):
+def test_one_per_class(n, c, seed, digits):
     p = made(n, c, seed, digits=digits)
-    said = p.probs.argmax(1)
-    assert I.wrong(p).tolist() == [i for i in range(n) if said[i] != p.targets[i]]
+    for order in (list(range(n)), I.top_losses(p)[1].tolist(), I.wrong(p).tolist()):
+        want = [next(i for i in order if p.targets[i] == k) for k in range(c) if any(p.targets[i] == k for i in order)]
+        for kind in (list, np.array, torch.tensor, tuple): assert I.one_per_class(p, kind(order)).tolist() == want
+    assert I.one_per_class(p).tolist() == I.one_per_class(p, range(n)).tolist() == I.one_per_class(p, torch.arange(n)).tolist()
+
+
+def test_classes_by_name_and_number():
+    p = made(c=3)
+    assert [I.class_index(p, x) for x in ("class01", 1, np.int64(1), np.str_("class01"), torch.tensor(1))] == [1]*5
+    digits = Preds(torch.eye(3), None, None, (), (7, 0, 1), "single")
+    assert [I.class_index(digits, x) for x in (7, 0, 1, 2)] == [0, 1, 2, 2]  # a name before a number
+    with pytest.raises(ValueError, match="'class1'.*'class01'.*0 to 2"): I.class_index(p, "class1")
+    for bad in (3, -1, True, 1., None, "pug"):
+        with pytest.raises(ValueError, match="no class"): I.class_index(p, bad)
+    for f in (I.most_correct, I.most_incorrect):
+        with pytest.raises(ValueError, match="no class 'pug'"): f(p, "pug")
+    with pytest.raises(ValueError, match="no class 9"): I.in_cell(p, 0, 9)
+
+
+def test_nothing_to_choose_from():
+    p = made()
+    none = p[[]]
+    sure = Preds(torch.eye(3), torch.arange(3), torch.zeros(3), (), tuple("abc"), "single")
+    empties = [I.right(none), I.wrong(none), I.random_right(none), I.most_correct(none, 0), I.in_cell(none, 0, 1), I.most_uncertain(none),
+               I.top_losses(none)[1], I.one_per_class(none), I.one_per_class(p, []), I.wrong(sure), I.random_wrong(sure),
+               I.most_incorrect(sure, "a", 4), I.in_cell(sure, "a", "b")]
+    assert all(e.dtype == torch.int64 and e.shape == (0,) for e in empties)
+    assert len(p[I.wrong(sure)]) == 0  # and can be used to choose
 
 
 @quick
@@ -151,25 +284,11 @@ def test_most_confused(n, c, seed, digits, min_val):
     if min_val == 1: assert sum(k for *_, k in got) == len(I.wrong(p))
 
 
-# --- the table
-
-@pytest.mark.parametrize("kind,want", [("single", "file actual predicted probability probability_actual loss margin"),
-                                       ("multi", "file actual predicted loss"), ("number", "file actual_class00 predicted_class00 "
-                                        "actual_class01 predicted_class01 loss")])
-def test_to_frame(kind, want):
-    p = made(12, 2, 4, paths=True, kind=kind)
-    t = I.to_frame(p)
-    assert list(t) == want.split() and len(t) == 12 and t.file[3] == "3.jpg"
-    bare = I.to_frame(Preds(p.probs, None, None, (), p.classes, kind))
-    assert not {"file", "loss", "probability_actual"} & set(bare) and not any(c.startswith("actual") for c in bare)
-    if kind == "single":
-        assert (t.actual == t.predicted).mean() == pytest.approx(I.accuracy(p)) and np.allclose(t.margin, I.margin(p))
-        assert np.allclose(t.loss, -np.log(t.probability_actual))
-
-
 # --- bad input
 
-single_only = [I.accuracy, I.error_rate, I.error_interval, I.accuracy_interval, I.confusion_matrix, I.most_confused, I.wrong]
+single_only = [I.accuracy, I.error_rate, I.error_interval, I.accuracy_interval, I.confusion_matrix, I.most_confused, I.right, I.wrong,
+               I.random_right, I.random_wrong, I.one_per_class, lambda p: I.most_correct(p, 0), lambda p: I.most_incorrect(p, 0),
+               lambda p: I.in_cell(p, 0, 1)]
 
 
 @pytest.mark.parametrize("f", single_only)
@@ -183,7 +302,12 @@ def test_other_bad_input():
         with pytest.raises(ValueError, match=f"'{kind}'.*'single'.*error_rate"): f(made())
     with pytest.raises(ValueError, match="none.*validation set"): I.top_losses(made(targets=False))
     with pytest.raises(ValueError, match="single"): I.most_uncertain(made(kind="multi"))
-    for f in (I.top_losses, I.most_uncertain):
+    with pytest.raises(ValueError, match="margin.*'doubt'"): I.most_uncertain(made(), by="doubt")
+    with pytest.raises(ValueError, match="at least two"): I.most_uncertain(made(c=1))
+    for bad in ([0, 20], [-1], [.5], torch.ones(20, dtype=bool), [[1, 2]]):
+        with pytest.raises(ValueError, match="positions between 0 and 19"): I.one_per_class(made(), bad)
+    for f in (I.top_losses, I.most_uncertain, I.random_right, I.random_wrong, lambda p, k: I.most_correct(p, 0, k),
+              lambda p, k: I.most_incorrect(p, 0, k), lambda p, k: I.in_cell(p, 0, 1, k)):
         for k in (0, -2):
             with pytest.raises(ValueError, match=f"at least 1, not {k}"): f(made(), k)
         for k in (1.5, "9", True):
