@@ -446,6 +446,209 @@ def _by_hand(answer):
             return f"In the second phase the peak rates are {', '.join(f'{r:g}' for r in rates2)}; they should go from {lr / 200:g} to {lr / 2:g}."
 
 # %% ../nbs/14_exercises.ipynb #450ddec8
+@_exercise("shape", 3,
+    "A photograph in colour is 300 pixels wide and 200 high. What is the shape of `np.array(Image.open(file))`? Three numbers.",
+    ["An array is a table of rows. How many rows of pixels are there, one below the other?", "First the rows, then the pixels in a row, then what there is to each pixel: red, green and blue."],
+    "`(200, 300, 3)`: 200 rows of 300 pixels of 3 numbers each. Pillow's own `image.size` says it the other way round, `(300, 200)`, which has cost many people an afternoon.",
+    "Right: 200 rows, 300 pixels in each, and 3 numbers to a pixel.")
+def _shape(answer):
+    try: found = tuple(_numbers(answer, 3, "three numbers, such as `(100, 150, 4)`"))
+    except _CantRead:
+        if hasattr(answer, "__len__") and not isinstance(answer, (str, bytes)) and len(answer) == 2: raise _CantRead("Two numbers are the shape of a grey picture. In colour each pixel is three numbers, and that is a third.") from None
+        raise
+    known = {(200, 300, 3): None, (300, 200, 3): "That is width first, as people say it and as Pillow's `.size` does. An array counts its rows first, and the rows lie one below the other.",
+             (3, 200, 300): "That is the order in which a network wants it, one whole picture for each colour. What comes from Pillow has the colours last.", (3, 300, 200): "That has the colours first, as a network wants it, and the width before the height.",
+             (200, 300, 4): "A fourth number to a pixel would say how transparent it is. Photographs have none."}
+    return known.get(found, "How many rows are there, how many pixels in a row, and how many numbers to a pixel?")
+
+# %% ../nbs/14_exercises.ipynb #eb4ac303
+@_exercise("log-prob", 3,
+    "The classes are cats and dogs. For a picture the log-probabilities are -1.609 and -0.223, in this order. What is the probability that it is a dog?",
+    ["A log-probability is the natural logarithm of a probability. What undoes a logarithm?", "`math.exp`. And the dog is the second one."],
+    "`math.exp(-0.223)` is 0.8. And `math.exp(-1.609)` is 0.2: together they are 1, as they should be.",
+    "Right. To see which class wins you need not even undo the logarithm: the largest logarithm belongs to the largest number.")
+def _log_prob(answer):
+    found, = _numbers(answer, 1, "one probability")
+    if _close(found, 80): found = .8  # percent
+    if _close(found, .8): return None
+    if _close(found, .2): return "That is the cat's, the first one."
+    if _close(found, .223) or _close(found, -.223): return "That is the logarithm itself" + (", without its sign" if found > 0 else "") + ". A probability lies between 0 and 1, and the logarithm has to be undone: `math.exp`."
+    if _close(found, math.exp(.223)): return "The minus belongs to the number: `math.exp(-0.223)`. Without it the probability would be above 1."
+    if _close(found, 10 ** -.223): return "That undoes a logarithm to base 10. Here it is the natural one: `math.exp`."
+    if _close(found, .223 / 1.832, .02) or _close(found, 1.609 / 1.832, .02): return "That is its share of the sum of both. Logarithms are not shares; undo them first, and there is nothing left to divide."
+    return "Undo the logarithm of the dog, -0.223, with `math.exp`."
+
+# %% ../nbs/14_exercises.ipynb #76546f9a
+_P_DOG, _IS_DOG = (.98, .30, .55, .04, .10, .91, .71, .45), (False, True, False, True, False, True, False, True)
+
+@_exercise("uncertain", 3,
+    "Eight pictures, numbered from 0, and the probability that each is a dog: 0.98 0.30 0.55 0.04 0.10 0.91 0.71 0.45. Which two is the model most uncertain about? Their numbers.",
+    ["With two classes, 0.5 means that it can't decide.", "How far is each from 0.5?"],
+    "Numbers 2 and 7, which are 0.05 from one half:\n\n    np.argsort(np.abs(np.array(p_dog) - 0.5), kind='stable')[:2]\n\nThe lowest probabilities are something else: there the model is sure that it is a cat.",
+    "Right: both are 0.05 from one half, one above and one below.")
+def _uncertain(answer):
+    if isinstance(answer, (set, frozenset)): answer = list(answer)
+    found = _numbers(answer, 2, "two numbers of pictures, such as `[0, 1]`")
+    known = {(2, 7): None, (3, 4): "Those have the lowest probability of being a dog: about those it is sure, sure that they are cats.", (0, 5): "Those have the highest probability of being a dog. That is the opposite of uncertain.",
+             (0, 3): "Those are the two that it is surest about, one dog and one cat.", (3, 8): "Count from 0."}
+    if not all(v in range(8) for v in found) and tuple(sorted(found)) not in known: return "The pictures are numbered from 0 to 7; I need their numbers, not their probabilities."
+    return known.get(tuple(sorted(found)), "How far is each probability from 0.5? Two are nearer than all others.")
+
+# %% ../nbs/14_exercises.ipynb #1352246e
+@_exercise("most-incorrect", 3,
+    "The same eight pictures, and now what they are: cat dog cat dog cat dog cat dog. Which are the two most incorrect dogs, the worst first?",
+    ["Three steps. Which are dogs? Which of those does the model call cats? And about which of those is it surest?", "Dogs are 1, 3, 5 and 7, with 0.30, 0.04, 0.91 and 0.45. Below 0.5 it said cat."],
+    "3 and then 1. The dogs are 1, 3, 5, 7; wrong are those below one half, 1, 3 and 7; the surest mistake is the smallest probability.\n\n    wrong = is_dog & (p_dog < 0.5)\n\n    idx = np.where(wrong)[0]; idx[np.argsort(p_dog[idx])][:2]",
+    "Right: dogs that it called cats, the surest mistake first. The model gave the truth 4% and 30%.")
+def _most_incorrect(answer):
+    found = _numbers(answer, 2, "two numbers of pictures, the worst first, such as `[0, 2]`")
+    known = {(3, 1): None, (1, 3): "The right two, but the worst comes first: which of them got less of the truth?", (0, 6): "Those are cats that it called dogs: the most incorrect *cats*. The class is what a picture *is*.",
+             (6, 0): "Those are cats that it called dogs, and the less wrong one first.", (3, 4): "Number 4 has a low probability of being a dog, and rightly so: it is a cat. First take the dogs, and then sort.",
+             (4, 3): "Number 4 is a cat, and rightly called one. First take the dogs, and then sort.", (5, 7): "Number 5 is right. The most incorrect are among the wrong ones.", (7, 1): "Those are the mistakes that it was least sure of. The most incorrect are the surest mistakes.",
+             (7, 3): "7 and 3 are wrong, but about 7 it was hardly sure. Is there a worse one?", (3, 7): "3 is the worst. Is the next one 7, with 0.45 for the truth, or is there a lower one?"}
+    if not all(v in range(8) for v in found): return "The pictures are numbered from 0 to 7; I need their numbers."
+    return known.get(tuple(found), "Take only the dogs; of these only those below 0.5; the smallest first.")
+
+# %% ../nbs/14_exercises.ipynb #16b06bd9
+@_exercise("flips", 3,
+    "Three sets of pictures: pets, letters written by hand, fields seen from an aeroplane straight above. Which flips may augmentation use in each? For each `'none'`, `'mirror'` (left and right) or `'all'` (upside down and quarter turns, too).",
+    ["After the change, would a person still give the same label? And might such a picture be met in reality?", "A mirrored b is a d. From above there is no up and down. And how often do you meet a cat upside down?"],
+    "`['mirror', 'none', 'all']`. A mirrored cat is a cat, and one on its head is rare; a mirrored b is a d, an n upside down a u; from above there is no up and down. In the kit: `augmentations()` (it mirrors), `augmentations(do_flip=False)`, and `augmentations(flip_vert=True)`.",
+    "Right. The rule is the same for every augmentation: the label must still be true, and the picture one that might be met.")
+def _flips(answer):
+    given = answer if isinstance(answer, str) else ", ".join(map(str, answer.values() if isinstance(answer, dict) else answer)) if isinstance(answer, (dict, list, tuple)) else ""
+    found = re.findall(r"none|mirror|all", given.lower())
+    if len(found) != 3: raise _CantRead("I expected three words out of 'none', 'mirror' and 'all', such as `['all', 'all', 'all']`.")
+    pets, letters, fields = found
+    if letters != "none": return "Letters: mirror a b, and it is a d. The label would no longer be true."
+    if pets == "none": return "Pets: a mirrored cat is as good a cat, and each photograph counts twice."
+    if pets == "all": return "Pets: one that hangs from the ceiling is hardly ever met. The label is still true, but the network has to learn for it what it never needs."
+    if fields == "mirror": return "Fields: mirroring is fine, but seen from straight above there is no up and down, so more is allowed."
+    if fields == "none": return "Fields: seen from straight above they look as real whichever way the aeroplane flew."
+
+# %% ../nbs/14_exercises.ipynb #8ee51caa
+@_exercise("how-many-cycles", 3,
+    "You have time for 31 epochs, and train with `cycle_len=1, cycle_mult=2`. How many cycles do you ask for, and how many epochs does the last of them take? Two numbers.",
+    ["The cycles take 1, 2, 4, ... epochs. Add them up until you have 31.", "`cycle_ends(n, cycle_len=1, cycle_mult=2)` says where each of n cycles ends."],
+    "5 cycles, the last of 16 epochs: 1 + 2 + 4 + 8 + 16 = 31. So `learn.fit(5, lr, cycle_len=1, cycle_mult=2)`. The last cycle takes more than half of the time, and if you stop early, it's that one which you lose.",
+    "Right: 1 + 2 + 4 + 8 + 16. The last cycle is one epoch longer than all before together.")
+def _how_many_cycles(answer):
+    cycles, last = found = _numbers(answer, 2, "two numbers, of cycles and of epochs")
+    if _is(found, 5, 16): return None
+    if _is(found, 16, 5): return "Those are the two, but the other way round: first the cycles."
+    if cycles == 5 and last == 31: return "5 cycles are right, and all together they take 31 epochs. How many of those belong to the last one?"
+    if cycles == 5 and last == 32: return "5 cycles are right. Their lengths begin with 1, not with 2: the last one takes half of that."
+    if cycles == 5: return "5 cycles are right. Their lengths double: 1, 2, 4, ... What is the fifth?"
+    if cycles == 31: return "That would be with `cycle_mult=1`: 31 cycles of one epoch."
+    if cycles in (15, 15.5): return "That is n x `cycle_len` x `cycle_mult`, as some notes have it. The lengths multiply, and then they add up: 1 + 2 + 4 + ..."
+    if cycles == 4: return "Four cycles are 1 + 2 + 4 + 8 = 15 epochs. There is time for one more."
+    if cycles == 6: return "Six cycles would be 63 epochs."
+    return "Add up 1, 2, 4, ... until you have 31, and count how many you needed."
+
+# %% ../nbs/14_exercises.ipynb #8e63fd3e
+@_exercise("rates-by-five", 3,
+    "You unfreeze a network of three groups. The head's rate is 0.002, and each earlier group is to have a fifth of the rate of the one after it. Write the list that you give to `fit`.",
+    ["The list begins with the early body and ends with the head.", "A fifth of 0.002 for the late body; and a fifth of *that* for the early body."],
+    "`[0.00008, 0.0004, 0.002]`, or `[0.002 / 25, 0.002 / 5, 0.002]`. As a slice it would be `slice(0.002 / 25, 0.002)`: equal factors.",
+    "Right: the earlier the layer, the smaller its steps, because what it has learned is good for nearly all pictures.")
+def _rates_by_five(answer):
+    if isinstance(answer, slice):
+        from lessonkit.schedule import group_rates
+        try: answer = group_rates(answer, ("early body", "late body", "head"))
+        except (TypeError, ValueError): raise _CantRead("I can't read this slice. A list is what was asked for: three rates, the early body's first.") from None
+    found = _numbers(answer, 3, "three learning rates, the early body's first")
+    if _is(found, 8e-5, 4e-4, 2e-3): return None
+    if _is(found, 2e-3, 4e-4, 8e-5): return "The other way round: the list begins with the early body, which gets the smallest rate. The head would hardly learn, and the early body would be wrecked."
+    if _is(found, 4e-4, 4e-4, 2e-3): return "The early body has a fifth of the *late body's* rate, not of the head's."
+    if _is(found, 2e-5, 2e-4, 2e-3): return "Those are tenths. A good choice as well, but fifths were asked for."
+    if _is(found, 2e-3, 1e-2, 5e-2): return "There the early body has 0.002, and it goes up from it. 0.002 is the head's."
+    if _is(found, 2e-3, 2e-3, 2e-3): return "That is the same rate for all, what a single number gives. The point was to be gentle with the early layers."
+    if _close(found[2], 2e-3) and _close(found[1], 4e-4): return "Head and late body are right. The early body gets a fifth of the late body's."
+    return "The last is 0.002; each one before is a fifth of the one after it."
+
+# %% ../nbs/14_exercises.ipynb #9a79be61
+@_exercise("by-if", 3,
+    "Binary cross-entropy is the mean of -(y log p + (1 - y) log(1 - p)). Write `binary_loss(acts, preds)` with an `if` in place of `*` and `+`.",
+    ["y is either 1 or 0, so one of the two products is always 0. What is left if y is 1? And if it is 0?", "One loss a picture: `-math.log(p)` if y is 1, otherwise `-math.log(1 - p)`. Go through both lists with `zip`, and return the mean."],
+    "The products only choose between two logarithms, and an `if` chooses as well:\n\n    def binary_loss(acts, preds):\n        losses = [-math.log(p) if y == 1 else -math.log(1 - p) for y, p in zip(acts, preds)]\n        return sum(losses) / len(losses)\n\nSo it is minus the logarithm of the probability that the *truth* got: what cross-entropy is for any number of classes.",
+    "Right, on labels and probabilities that you have not seen. So the formula is only a way to write: minus the logarithm of what the truth got, averaged.")
+def _by_if(answer):
+    if not callable(answer): raise _CantRead(f"I expected the function itself, without calling it (`check('by-if', binary_loss)`), and got a {type(answer).__name__}.")
+    tries = ([1, 0, 0, 1], [.9, .1, .2, .8]), ([1, 1, 0], [.6, .99, .7]), ([0], [.05])
+    try: found = [answer(acts, preds) for acts, preds in tries]
+    except ZeroDivisionError: return "It divides by 0. Does it count the pictures?"
+    except Exception as why:
+        return f"Given `{tries[0][0]}` and `{tries[0][1]}` it raises {type(why).__name__}: {why}. " + ("It gets a list of labels and a list of probabilities: go through both with `zip`." if isinstance(why, (TypeError, ValueError)) else "")
+    if all(v is None or v is ... for v in found): return "It returns nothing yet. Is there a `return`?"
+    try: found = [float(v) for v in found]
+    except (TypeError, ValueError): return "It should return one number, the mean over all pictures."
+    def mean(one, total=False): return [sum(map(one, acts, preds)) / (1 if total else len(acts)) for acts, preds in tries]
+    def truth(y, p): return p if y else 1 - p
+    def loss(y, p): return -math.log(truth(y, p))
+    if _is(found, *mean(loss), tol=1e-4): return None
+    known = ((mean(lambda y, p: -loss(y, p)), "The numbers are right, the sign is not: logarithms of numbers below 1 are negative, and the loss is *minus* the logarithm."), (mean(loss, True), "That is the sum. The loss is the mean: divide by how many there are."),
+             (mean(lambda y, p: -math.log10(truth(y, p))), "That is the logarithm to base 10. The natural one is meant: `math.log`."), (mean(lambda y, p: -math.log(1 - truth(y, p))), "The two cases are the wrong way round: if y is 1, the truth got p."),
+             (mean(lambda y, p: -math.log(p)), "It takes p for every picture. Where y is 0, the truth got 1 - p."), (mean(lambda y, p: -math.log(p) if y else 0), "That leaves out the pictures whose label is 0. They count as well, with `-math.log(1 - p)`."),
+             ([loss(acts[0], preds[0]) for acts, preds in tries], "That is the loss of the first picture only. Is the `return` inside the loop?"), ([loss(acts[-1], preds[-1]) for acts, preds in tries], "That is the loss of the last picture only."),
+             (mean(lambda y, p: 1 - truth(y, p)), "That is how far the truth's probability is from 1. The loss is minus its logarithm."), (mean(lambda y, p: truth(y, p) < .5), "That is the error rate. The loss also hears how sure the model was."))
+    for values, why in known:
+        if _is(found, *values, tol=1e-4): return why
+    return f"For `{tries[0][0]}` and `{tries[0][1]}` it says {found[0]:.4g}, and it should be 0.1643."
+
+# %% ../nbs/14_exercises.ipynb #c8306ae1
+@_exercise("lower-loss", 3,
+    "The labels are 1, 0, 0, 1. With the probabilities 0.9, 0.1, 0.2, 0.8 the loss is 0.164 (and all four are right). Find four probabilities with a loss below 0.05.",
+    ["Each picture's loss is minus the logarithm of what the truth got. Where y is 0, the truth got 1 - p.", "If the truth got 0.95 or more everywhere, how large can the mean be? `-math.log(0.95)` is 0.051."],
+    "`[0.99, 0.01, 0.01, 0.99]` has a loss of 0.01. All four were right before and are right now: the accuracy can't tell the difference, and the loss can.",
+    "Right, it is lower, though as many are right as before. That is what the loss hears and accuracy doesn't.")
+def _lower_loss(answer):
+    found, acts = _numbers(answer, 4, "four probabilities"), (1, 0, 0, 1)
+    if not all(0 <= p <= 1 for p in found): return "Probabilities lie between 0 and 1."
+    truth = [p if y else 1 - p for y, p in zip(acts, found)]
+    if min(truth) == 0: return "Somewhere the truth got 0: its loss is without end. Nothing should be ruled out altogether."
+    if max(truth) == 1: return "With 0 or 1 the formula has to take the logarithm of 0, and the computer can't. Nearly is enough."
+    loss = -sum(map(math.log, truth)) / 4
+    if loss < .05: return None
+    worst = min(range(4), key=truth.__getitem__)
+    more = f"The largest part comes from the one at position {worst}: its label is {acts[worst]}, and that got only {truth[worst]:.3g}."
+    return f"The loss of these is {loss:.3f}. " + (more if loss > .17 else "It is lower than 0.164, but not below 0.05 yet. " + more if loss < .164 else more)
+
+# %% ../nbs/14_exercises.ipynb #e114c448
+@_exercise("matrix", 3,
+    "A confusion matrix, rows actual, columns predicted: of 300 cats 280 were called cats and 20 dogs; of 300 dogs 6 were called cats and 294 dogs. The model says *dog*. How often is it one? A share.",
+    ["How many times did it say dog, in all? That is a column.", "20 + 294 times. And how often was it one?"],
+    "294 of 314, which is 93.6%. This is the *precision* of the class dogs, and it is read down the column. Along the row stands another number: of all dogs, 294 of 300 were found (98%, the *recall*).",
+    "Right: down the column, 294 of 314. That is the precision. Along the row it is the recall, 294 of 300.")
+def _matrix(answer):
+    found, = _numbers(answer, 1, "a share, such as 0.9")
+    if found > 1: found /= 100  # percent
+    if round(found, 3) == .94: return None
+    known = ((294 / 314, None), (294 / 300, "That is along the row: of all dogs, how many were found (the recall). The question begins with the model's answer, and that is a column."), (574 / 600, "That is the accuracy, over both classes."),
+             (280 / 286, "That is the right way to count, but for the answer *cat*."), (280 / 300, "That is along the row of the cats."), (20 / 314, "That is how often it is *not* a dog."), (294 / 600, "Divide by how often it said dog, not by all pictures."), (314 / 600, "That is how often it says dog. How often is that true?"))
+    for value, why in known:
+        if _close(found, value, 8e-4): return why
+    return "Count how often it said dog, which is the sum of a column, and how many of those were dogs."
+
+# %% ../nbs/14_exercises.ipynb #17503a6b
+@_exercise("dont-know", 3,
+    "Ten answers, with the probability that the model gave them: 0.99 0.97 0.95 0.90 0.85 0.80 0.72 0.65 0.58 0.51. Right are all but those with 0.85, 0.65 and 0.51. If it says *don't know* below 0.8: which share does it answer, and how often are those answers wrong? Two numbers.",
+    ["How many of the ten have at least 0.8?", "Six. Which of the three mistakes is among them? Divide by six, not by ten."],
+    "0.6 and 1/6 (about 0.17). Six are answered, and one of these is wrong; asked about everything, it was wrong three times in ten. For fewer mistakes it pays with fewer answers. Where to draw the line depends on what a mistake costs.",
+    "Right: it answers six times in ten, and is wrong once in six. Before it was three in ten.")
+def _dont_know(answer):
+    coverage, error = found = _numbers(answer, 2, "two shares")
+    if _is(found, .6, 1 / 6, tol=.03): return None
+    if _is(found, 60, 100 / 6, tol=.03): return None  # percent
+    if _is((error, coverage), .6, 1 / 6, tol=.03): return "Those are the two, but the other way round."
+    if _close(coverage, .4): return "That is the share that it does *not* answer."
+    if _close(coverage, .5): return "*Below* 0.8 it doesn't answer; 0.80 itself is not below."
+    if not _close(coverage, .6): return "How many of the ten have a probability of at least 0.8?"
+    if _close(error, .1): return "The first is right. One mistake is left, but there are only six answers left, too."
+    if _close(error, .3): return "The first is right. Three in ten were wrong when it answered everything. How many mistakes are among the six?"
+    if _close(error, 5 / 6, .03): return "The first is right. That is how often the answers are right; how often are they wrong?"
+    return "The first is right. How many mistakes are among the six that it answers?"
+
+# %% ../nbs/14_exercises.ipynb #601ca99d
 @_exercise("five-lines", 5,
     "A training loop, shuffled: 1 `optimiser.step()`, 2 `loss = loss_func(model(xb), yb)`, 3 `for xb, yb in batches:`, 4 `optimiser.zero_grad()`, 5 `loss.backward()`. In which order do the lines work? A list of their numbers.",
     ["A line can only use what a line before it has made: a batch, a loss, slopes.", "Slopes are forgotten when they have been used, and before the next ones come. Anywhere in between will do."],
@@ -461,7 +664,7 @@ def _five_lines(answer):
     if at[1] < at[5]: return "Line 1 takes the step, and the slopes that it needs come from line 5. In this order each step would use the slopes of the batch before, if they are still there."
     if at[5] < at[4] < at[1]: return "Line 4 forgets the slopes right before line 1 would use them. The model would never learn anything, and nothing would complain."
 
-# %% ../nbs/14_exercises.ipynb #eb4ac303
+# %% ../nbs/14_exercises.ipynb #efa6e44d
 @_exercise("velocity", 5,
     "A weight is 0.5, its velocity 1.0, its slope -2.0; the learning rate is 0.1 and the momentum 0.9. What are velocity and weight after a step of `SGD`? Two numbers.",
     ["First the velocity: a share of the old one is kept, and the slope is added to that.", "Then the weight: it moves *against* the velocity, by the learning rate times it."],
@@ -482,7 +685,7 @@ def _velocity(answer):
     if _close(v, -1.1): return f"The velocity is right. The weight moves from 0.5 by 0.1 times the velocity, against its sign; you have {w:g}."
     return f"The velocity is nine tenths of the old one, plus the slope; you have {v:g}."
 
-# %% ../nbs/14_exercises.ipynb #1d513c0b
+# %% ../nbs/14_exercises.ipynb #12f0de3d
 @_exercise("first-step", 5,
     "Two weights, both 0, have slopes of 50 and of -0.02. The learning rate is 0.01. Where are they after the first step of Adam? Two numbers.",
     ["In the first step both averages, once they are divided by what they lack, are what they average: the slope, and its square.", "The slope divided by the root of its square: what is left of 50, and what of -0.02?"],
@@ -499,7 +702,7 @@ def _first_step(answer):
     if _is(map(abs, found), .001, .001): return "The average begins at 0 and has taken in only a tenth of the slope. But it is divided by what it lacks, 1 - 0.9."
     return "Adam divides the average slope by the root of the average square. In the first step these are averages over a single slope."
 
-# %% ../nbs/14_exercises.ipynb #1352246e
+# %% ../nbs/14_exercises.ipynb #05a8ea53
 @_exercise("flat-then-down", 5,
     "Write a schedule: until position 0.75 the factor is 1, then it falls along half a cosine to 0, which it reaches at 1. A function of the position.",
     ["Two cases. Up to 0.75 return 1. After that, ask where you are within the last quarter: `t = (position - 0.75) / 0.25` goes from 0 to 1.", "Half a cosine from 1 to 0 is `(1 + math.cos(math.pi * t)) / 2`."],
@@ -528,7 +731,7 @@ def _flat_then_down(answer):
     p = at[off.index(True)]
     return f"The first part is right. At {p:g} it should be {wanted[off.index(True)]:.3g}, and yours says {found[off.index(True)]:.3g}."
 
-# %% ../nbs/14_exercises.ipynb #b37f6ddc
+# %% ../nbs/14_exercises.ipynb #0ca9277f
 @_exercise("restarts", 5,
     "Three cycles of 1, 2 and 4 epochs, with 15 batches an epoch. Steps are counted from 0. Which steps are the restarts, those where the rate jumps back to its full value? A list.",
     ["How many steps does each cycle take? A batch is a step.", "The first cycle has the steps 0 to 14. So which is the first step of the second one?"],
@@ -543,7 +746,7 @@ def _restarts(answer):
              (15, 30, 60): "Those are the lengths of the cycles, in steps. Where do the second and the third begin?", (15,): "That is the first restart. There is another one.", (45,): "That is the second restart. There is one before.", (30, 60): "Those are the lengths of the second and third cycle, in steps. Where do they begin?"}
     return known.get(tuple(found), "The cycles have 15, 30 and 60 steps, one after the other. What are the numbers of the first steps of the second and the third?")
 
-# %% ../nbs/14_exercises.ipynb #4cd66dfa
+# %% ../nbs/14_exercises.ipynb #b4182bff
 @_exercise("growing-rate", 5,
     "A learning-rate finder goes from a rate of 0.000001 to 1 in 60 steps. What is the rate at step 30, and by which factor does it grow from one step to the next? Two numbers.",
     ["From 0.000001 to 1 is a factor of a million, and it grows by the same *factor* in every step.", "Half-way it has grown by the root of a million. And the factor of one step, 60 times multiplied with itself, is a million: `1e6 ** (1 / 60)`."],

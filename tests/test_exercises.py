@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import test_exercises_02, test_exercises_05
+import test_exercises_02, test_exercises_03, test_exercises_05
 from lessonkit import exercises
 from lessonkit.exercises import EXERCISES, check, hint, solution
 from lessonkit.interpret import wilson
@@ -38,7 +38,7 @@ WRONG = {   # answer -> a word of the reason
     "confused": [(("Birman", "Ragdoll"), "way round"), (("pug", "pug"), "diagonal"), (("Ragdoll", "Persian"), "larger")],
     "wrong-labels": [(SPOILED[:2], "at least five"), (HELD[20:30], "0 have"), (HELD, "10 have"), ([99], "Positions"), (["cat.jpg"], "no `cat.jpg`")],
 }
-for later in (test_exercises_02, test_exercises_05):
+for later in (test_exercises_02, test_exercises_03, test_exercises_05):
     RIGHT |= later.RIGHT
     WRONG |= later.WRONG
 
