@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['basic', 'side_on', 'top_down', 'CORNERS', 'Augment', 'augmentations', 'eye', 'rotation', 'window', 'perspective',
-           'apply_map', 'fixed_map', 'random_map', 'warp', 'light', 'batch_stage', 'to_inputs', 'Mix', 'mix_batch']
+           'apply_map', 'View', 'fixed_map', 'random_map', 'corner_views', 'warp', 'light', 'batch_stage', 'to_inputs',
+           'Mix', 'mix_batch']
 
 # %% ../nbs/02_augment.ipynb #da4b9237
 import math
@@ -37,6 +38,11 @@ class Augment:
                                 ("p_affine", 0, 1), ("p_lighting", 0, 1), ("min_scale", .01, 1)):
             if not low <= (v := getattr(self, name)) <= high: raise ValueError(f"{name} lies between {low} and {high}; got {v}")
         if self.lighting not in ("logit", "linear"): raise ValueError(f"lighting is 'logit' or 'linear'; got {self.lighting!r}")
+
+    @property
+    def mirrors(self) -> bool:
+        "Are pictures mirrored, one way or the other?"
+        return self.flip or self.flip_vert
 
 def augmentations(
     do_flip:bool=True, # mirror left to right, half of the time
@@ -111,6 +117,19 @@ def apply_map(
     return p[..., :2] / p[..., 2:]
 
 # %% ../nbs/02_augment.ipynb #1574bddb
+@dataclass(frozen=True)
+class View:
+    "A place to look at, instead of a random crop, zoom and flip."
+    x: float # where the crop lies: -1 at the left edge of the picture, 0 in the middle, 1 at the right edge
+    y: float # -1 at the top, 1 at the bottom
+    zoom: float=1. # magnification: the crop's side is 1/zoom of the largest square's
+    mirror: bool=False # left to right?
+
+    def __post_init__(self):
+        if not (-1 <= self.x <= 1 and -1 <= self.y <= 1): raise ValueError(f"x and y lie between -1 and 1; got {self.x} and {self.y}")
+        if not 1 <= self.zoom < math.inf: raise ValueError(f"zoom is at least 1, which shows the largest square; got {self.zoom}")
+
+# %% ../nbs/02_augment.ipynb #0716d970
 def fixed_map(
     aspect:Tensor, # (n,) width / height
     fit:str="crop", # "crop", "squish" or "pad"
@@ -133,6 +152,7 @@ def random_map(
     augment:Augment,
     generator:torch.Generator, # on the CPU
     fit:str="crop",
+    view:View|None=None, # crop, zoom and mirror like this; None: these are drawn, too
 ) -> Tensor: # (n,3,3)
     "Crop, zoom, turn, tilt and mirror, drawn for each picture and chained into one map."
     n = len(aspect)
@@ -142,21 +162,32 @@ def random_map(
     wide, high = _extents(aspect, fit)
 
     m = window(zero, zero, 1 / wide, 1 / high)
-    zoom = sometimes(augment.p_affine, even(1, augment.max_zoom), one)
-    side = even(augment.min_scale, 1).sqrt() / zoom
-    slide = 1. if augment.random_crop else 0.
+    if view: side, slide, x, y = one / view.zoom, 1., view.x, view.y
+    else:
+        zoom = sometimes(augment.p_affine, even(1, augment.max_zoom), one)
+        side, slide = even(augment.min_scale, 1).sqrt() / zoom, 1. if augment.random_crop else 0.
+        x, y = even(-1, 1), even(-1, 1)
     roam_x, roam_y = (torch.where(side < 1, 1 - side, zero) + slide * (extent - 1).clamp(min=0) for extent in (wide, high))
-    m = m @ window(even(-1, 1) * roam_x, even(-1, 1) * roam_y, side, side)
+    m = m @ window(x * roam_x, y * roam_y, side, side)
     m = m @ rotation(sometimes(augment.p_affine, even(-1, 1) * augment.max_rotate, zero))
     tilt_x, tilt_y = (sometimes(augment.p_affine, even(-1, 1) * augment.max_warp, zero) for _ in range(2))
     signs = torch.tensor([[-1, -1], [1, 1], [1, -1], [-1, 1]], dtype=torch.float64)
     m = m @ perspective(CORNERS + signs * torch.stack([tilt_y, tilt_x], 1)[:, None])
-    mirror_x = sometimes(.5, -one, one) if augment.flip or augment.flip_vert else one
+    if view: return m @ window(zero, zero, -one if view.mirror else one, one)
+    mirror_x = sometimes(.5, -one, one) if augment.mirrors else one
     m = m @ window(zero, zero, mirror_x, one)
     if augment.flip_vert: m = m @ rotation(torch.randint(4, (n,), generator=generator) * 90.)
     return m
 
-# %% ../nbs/02_augment.ipynb #b3f0c7f6
+# %% ../nbs/02_augment.ipynb #472b07b9
+def corner_views(
+    zoom:float=1.35, # magnification: at 2 the views of a square don't overlap
+    mirror:bool=True, # each corner mirrored, too?
+) -> tuple[View, ...]: # 8, or 4 if not mirrored: left top, left bottom, right top, right bottom; then the same mirrored
+    "A close look at each corner."
+    return tuple(View(x, y, zoom, m) for m in ((False, True) if mirror else (False,)) for x, y in CORNERS.tolist())
+
+# %% ../nbs/02_augment.ipynb #4d134bc0
 def warp(
     x:Tensor, # (n,3,S,S) uint8, or float in [0,1]
     m:Tensor, # (n,3,3) from the new picture to the old one
@@ -171,7 +202,7 @@ def warp(
     out = F.grid_sample(x, torch.stack([u / w, v / w], -1), mode="bilinear", padding_mode="reflection", align_corners=False)
     return out.div_(255) if whole else out  # after the crop there is less to divide
 
-# %% ../nbs/02_augment.ipynb #4d134bc0
+# %% ../nbs/02_augment.ipynb #7719a1c7
 def light(
     x:Tensor, # (n,3,h,w) float in [0,1]
     augment:Augment,
@@ -192,7 +223,7 @@ def light(
     mean = x.mean((1, 2, 3), keepdim=True)
     return ((x - mean) * scale + mean + shift).clamp_(0, 1)
 
-# %% ../nbs/02_augment.ipynb #bc33ea4e
+# %% ../nbs/02_augment.ipynb #cb4e5208
 def batch_stage(
     x:Tensor, # (n,3,S,S) uint8, whole pictures squeezed to squares
     aspect:Tensor, # (n,) width / height
@@ -200,23 +231,25 @@ def batch_stage(
     augment:Augment|None=None, # None: the fixed centre crop
     generator:torch.Generator|None=None, # needed with `augment`
     fit:str="crop",
+    view:View|None=None, # with `augment`: where to look
 ) -> Tensor: # (n,3,size,size) float in [0,1]
     "From squeezed bytes to what the model sees."
     if augment is None: return warp(x, fixed_map(aspect, fit), size)
-    return light(warp(x, random_map(aspect, augment, generator, fit), size), augment, generator)
+    return light(warp(x, random_map(aspect, augment, generator, fit, view), size), augment, generator)
 
 def to_inputs(
     batch:Batch,
     loader:Loader, # where the batch comes from: it knows size, fit and augmentation
     device:torch.device|str="cpu",
     generator:torch.Generator|None=None, # needed where the loader augments
+    view:View|None=None, # where the loader augments: where to look
 ) -> Tensor: # (n,3,size,size) float in [0,1]; or `batch.x` as it is where it is not pictures
     "What the model gets to see of a batch."
     x = batch.x.to(device, non_blocking=True)
     if batch.aspect is None: return x
-    return batch_stage(x, batch.aspect, loader.size, loader.augment, generator, loader.fit)
+    return batch_stage(x, batch.aspect, loader.size, loader.augment, generator, loader.fit, view)
 
-# %% ../nbs/02_augment.ipynb #b6692ea5
+# %% ../nbs/02_augment.ipynb #5b384ce3
 @dataclass(frozen=True)
 class Mix:
     "How much the pictures and answers of a training batch are mixed. With all at zero nothing is, and it counts as false."
@@ -247,7 +280,7 @@ class Mix:
                              "mixup works for numbers.")
         return self
 
-# %% ../nbs/02_augment.ipynb #fc074d50
+# %% ../nbs/02_augment.ipynb #761f22b2
 def mix_batch(
     x:Tensor, # (n,ch,h,w) float pictures; any (n,...) if pictures are not mixed
     y:Tensor, # (n,) int64 classes, (n,c) float 0/1 labels, or (n,k) float numbers

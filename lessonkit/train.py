@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .augment import to_inputs
-from .data import Loader, key_generator
+from .data import Batch, Loader, key_generator
 from .schedule import Schedule, constant
 
 # %% ../nbs/05_train.ipynb #c1dfd96e
@@ -90,7 +90,9 @@ class Engine:
     def for_training(self, model:nn.Module) -> "Engine":
         "A fresh engine to train `model` with: the same, but fp32 for `auto` on a CPU where grouped convolutions are trained, which have no fast bf16 gradient there."
         grouped = any(isinstance(m, nn.Conv2d) and m.groups > 1 and m.weight.requires_grad for m in model.modules())
-        return Engine(self.device, "fp32" if self.auto and self.device.type == "cpu" and grouped else self.precision, self.compile)
+        engine = Engine(self.device, "fp32" if self.auto and self.device.type == "cpu" and grouped else self.precision, self.compile)
+        engine._compiled = self._compiled  # what was compiled once is good for all fits; only the scale of the loss begins anew
+        return engine
 
     def place(self, module:nn.Module) -> nn.Module:
         "Move a model to the device, in the memory format that convolutions like best (channels last)."
@@ -123,16 +125,20 @@ def outputs(
     loader:Loader, # gone through in order, without augmentation
     engine:Engine,
     part:Callable[[Tensor], Tensor]|None=None, # what is asked: the model, or a part of it such as `model.features`
-) -> Tensor: # (n,...) on the CPU, in the precision that it comes out in, in the order of the loader's items
+    views:Sequence[Callable[[Batch, int], Tensor]]|None=None, # each makes inputs of a batch (on the device) and its number; None: the fixed crop
+) -> Tensor: # (n,...), with views (views,n,...), on the CPU, in the precision that it comes out in, in the order of the loader's items
     "What a model makes of every item."
-    training, found = model.training, []
-    calm = replace(loader, augment=None, shuffle=False)
+    training, found, calm = model.training, [], replace(loader, augment=None, shuffle=False)
+    looks = views or [lambda batch, number: to_inputs(batch, calm, engine.device)]
     try:
         model.eval()
         with torch.inference_mode(), closing(calm.batches(ahead=engine.ahead)) as batches:
-            for batch in batches: found.append(engine.forward(part or model, to_inputs(batch, calm, engine.device)).cpu())
+            for number, batch in enumerate(batches):
+                batch = replace(batch, x=batch.x.to(engine.device, non_blocking=True))
+                found.append(torch.stack([engine.forward(part or model, look(batch, number)).cpu() for look in looks]))
     finally: model.train(training)
-    return torch.cat(found).clone()  # clone: inference tensors can't be used where gradients are wanted
+    whole = torch.cat(found, 1).clone()  # clone: inference tensors can't be used where gradients are wanted
+    return whole if views else whole[0]
 
 # %% ../nbs/05_train.ipynb #887309d0
 def keep_memory() -> bool: # was anything changed?
