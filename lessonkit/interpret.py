@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'error_rate', 'right', 'wrong', 'accuracy_multi', 'fbeta', 'mse', 'rmse', 'mae', 'default_metrics',
-           'Interval', 'wilson', 'error_interval', 'accuracy_interval', 'random_right', 'random_wrong', 'class_index',
-           'in_cell', 'most_correct', 'most_incorrect', 'most_uncertain', 'top_losses', 'one_per_class',
-           'confusion_matrix', 'most_confused', 'as_columns']
+           'Interval', 'wilson', 'error_interval', 'accuracy_interval', 'Comparison', 'compare', 'random_right',
+           'random_wrong', 'class_index', 'in_cell', 'most_correct', 'most_incorrect', 'most_uncertain', 'top_losses',
+           'one_per_class', 'confusion_matrix', 'most_confused', 'report', 'Curve', 'roc', 'precision_recall',
+           'as_columns']
 
 # %% ../nbs/09_interpret.ipynb #77de68da
 from collections.abc import Callable, Sequence
@@ -98,6 +99,13 @@ def accuracy_multi(
     return ((preds.probs > thresh) == (preds.targets > .5)).double().mean().item()
 
 # %% ../nbs/09_interpret.ipynb #d435a6cd
+def _answers(preds:Preds, thresh:float) -> tuple[np.ndarray, np.ndarray, Sequence]:
+    "For scikit-learn: what was true and what was said, (n,) class numbers or (n,c) bool, and the labels to count."
+    c = preds.probs.shape[1]
+    if preds.kind == "single": return preds.targets.numpy(force=True), preds.pred.numpy(force=True), range(c)
+    y, said = (preds.targets > .5).numpy(force=True), (preds.probs > thresh).numpy(force=True)
+    return (y, said, range(c)) if c > 1 else (y[:, 0], said[:, 0], [True])  # one column it reads as two classes, no and yes
+
 def fbeta(
     preds:Preds,          # single-label or several-label predictions
     beta:float=2,         # how much more recall counts than precision
@@ -106,12 +114,11 @@ def fbeta(
 ) -> float: # 0 to 1
     "F-beta by scikit-learn, over the whole set at once; a class that neither occurs nor is predicted counts 0."
     _need(preds, "fbeta", "single", "multi")
+    if preds.kind == "single" and average == "samples":
+        raise ValueError("average='samples' is for several labels a picture: take 'macro' or 'micro'")
     from sklearn.metrics import fbeta_score
-    if preds.kind == "single":
-        if average == "samples": raise ValueError("average='samples' is for several labels a picture: take 'macro' or 'micro'")
-        y, p, labels = preds.targets.numpy(force=True), preds.probs.argmax(1).numpy(force=True), range(preds.probs.shape[1])
-    else: y, p, labels = (preds.targets > .5).numpy(force=True), (preds.probs > thresh).numpy(force=True), None
-    return float(fbeta_score(y, p, beta=beta, average=average, labels=labels, zero_division=0))
+    y, said, labels = _answers(preds, thresh)
+    return float(fbeta_score(y, said, beta=beta, average=average, labels=labels, zero_division=0))
 
 # %% ../nbs/09_interpret.ipynb #bc33ea4e
 def mse(
@@ -187,7 +194,42 @@ def accuracy_interval(
     _need(preds, "accuracy_interval", "single")
     return wilson(len(preds.probs) - len(wrong(preds)), len(preds.probs), level)
 
-# %% ../nbs/09_interpret.ipynb #fe2ef495
+# %% ../nbs/09_interpret.ipynb #98fbc42f
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    "Two models' errors on the same pictures."
+    before:Interval  # error rate
+    after:Interval   # error rate
+    gained:int       # pictures wrong before and right after
+    lost:int         # pictures right before and wrong after
+    p:float          # how often chance alone would make gained and lost differ as much, 0 to 1
+
+    def __str__(self):
+        p = f"p = {self.p:.2g}" if self.p >= 1e-4 else "p < 0.0001"
+        return f"before {self.before}, after {self.after}: {self.gained} gained, {self.lost} lost, {p}"
+    __repr__ = __str__
+
+def compare(
+    before:Preds,    # single-label predictions
+    after:Preds,     # another model's, or TTA's, of the same items in the same order
+    level:float=.95, # of the two intervals, between 0 and 1
+) -> Comparison:
+    "Error rates before and after, and McNemar's exact test where they differ. Raises `ValueError` if they are not of the same items."
+    for preds in (before, after): _need(preds, "compare", "single")
+    not_same = "compare takes predictions of the same items in the same order, and "
+    if before.classes != after.classes: raise ValueError(f"{not_same}the classes differ: {before.classes[:5]} and {after.classes[:5]}")
+    if len(before) != len(after): raise ValueError(f"{not_same}these are of {len(before)} and of {len(after)} items")
+    for i, (a, b) in enumerate(zip(before.paths, after.paths)):
+        if a != b: raise ValueError(f"{not_same}at position {i} they are of {a} and of {b}")
+    if len(i := (before.targets != after.targets).nonzero()):
+        raise ValueError(f"{not_same}at position {i[0].item()} the true class is not the same")
+    from scipy.stats import binomtest
+    was, now = _right(before), _right(after)
+    gained, lost = (now & ~was).sum().item(), (was & ~now).sum().item()
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.
+    return Comparison(error_interval(before, level), error_interval(after, level), gained, lost, float(p))
+
+# %% ../nbs/09_interpret.ipynb #b7eb6c68
 def _some(idx:Tensor, k:int|None, seed:int) -> Tensor:
     order = torch.randperm(len(idx), generator=torch.Generator().manual_seed(seed))
     return idx[order[:_first(k, len(idx))].to(idx.device)]
@@ -208,7 +250,7 @@ def random_wrong(
     "Some of the mistakes, at random."
     return _some(wrong(preds), k, seed)
 
-# %% ../nbs/09_interpret.ipynb #2e01e174
+# %% ../nbs/09_interpret.ipynb #80e28a51
 def class_index(
     preds:Preds, # predictions with classes
     label,       # a class's name, or its number from 0
@@ -218,10 +260,11 @@ def class_index(
     try:
         if not isinstance(label, bool) and 0 <= (i := index(label)) < len(preds.classes): return i
     except TypeError: pass  # not a number
-    near = get_close_matches(str(label), [str(c) for c in preds.classes], 1) or [str(c) for c in preds.classes[:5]]
-    raise ValueError(f"there is no class {label!r}: write a name such as {', '.join(map(repr, near))}, or a number from 0 to {len(preds.classes) - 1}")
+    names = [str(c) for c in preds.classes]
+    such = ", ".join(map(repr, get_close_matches(str(label), names, 1) or names[:5]))
+    raise ValueError(f"there is no class {label!r}: write a name such as {such}, or a number from 0 to {len(names) - 1}")
 
-# %% ../nbs/09_interpret.ipynb #a9334987
+# %% ../nbs/09_interpret.ipynb #9109c85a
 def _p(preds:Preds, c:int) -> Tensor: # (n,) numbers in the order of p(class c)
     # of two classes all look at p(class 1): near 1 the other's float32 has no digits left, so that different pictures would tie
     return preds.probs[:, c] if preds.probs.shape[1] != 2 or c == 1 else -preds.probs[:, 1]
@@ -259,7 +302,7 @@ def most_incorrect(
     c = class_index(preds, label)
     return _smallest(_p(preds, c), ((preds.targets == c) & ~_right(preds)).nonzero().flatten(), k)
 
-# %% ../nbs/09_interpret.ipynb #e6c3dd63
+# %% ../nbs/09_interpret.ipynb #2a459380
 def most_uncertain(
     preds:Preds,      # single-label predictions, with or without targets
     k:int|None=None,  # how many; None: all
@@ -276,7 +319,7 @@ def most_uncertain(
     sure = sure.masked_fill(preds.probs.isnan().any(1), torch.nan)
     return _smallest(sure, torch.arange(len(sure), device=sure.device), k)
 
-# %% ../nbs/09_interpret.ipynb #4d89d294
+# %% ../nbs/09_interpret.ipynb #1f1362ea
 def top_losses(
     preds:Preds,        # predictions with losses
     k:int|None=None,    # how many; None: all
@@ -291,7 +334,7 @@ def top_losses(
     k = _first(k, len(idx))
     return values[:k], idx[:k]
 
-# %% ../nbs/09_interpret.ipynb #c097638f
+# %% ../nbs/09_interpret.ipynb #b74f5ee9
 def one_per_class(
     preds:Preds,       # single-label predictions
     order:Sequence[int]|Tensor|None=None, # positions; the first of a class is taken. None: data-set order
@@ -304,10 +347,10 @@ def one_per_class(
     if order.dtype.is_floating_point or order.dtype == torch.bool or order.ndim != 1 or order.min() < 0 or order.max() >= n:
         raise ValueError(f"order is a list of positions between 0 and {n - 1}, such as top_losses(preds)[1]; "
                          f"this one is {order.dtype} of shape {tuple(order.shape)}, from {order.min()} to {order.max()}")
-    _, first = np.unique(preds.targets.numpy(force=True)[order], return_index=True)
+    _, first = np.unique(preds.targets.cpu()[order].numpy(), return_index=True)
     return order[first]
 
-# %% ../nbs/09_interpret.ipynb #450ddec8
+# %% ../nbs/09_interpret.ipynb #76546f9a
 def confusion_matrix(
     preds:Preds, # single-label predictions
 ) -> np.ndarray: # (c,c) int64, rows actual, columns predicted
@@ -316,7 +359,7 @@ def confusion_matrix(
     c = preds.probs.shape[1]
     return np.bincount((preds.targets*c + preds.probs.argmax(1)).numpy(force=True), minlength=c*c).reshape(c, c)
 
-# %% ../nbs/09_interpret.ipynb #eb4ac303
+# %% ../nbs/09_interpret.ipynb #1352246e
 def most_confused(
     preds:Preds,    # single-label predictions
     min_val:int=1,  # leave out pairs confused less often than this
@@ -329,5 +372,63 @@ def most_confused(
     pairs = [(str(preds.classes[r]), str(preds.classes[c]), int(cm[r, c])) for r, c in zip(rows, cols)]
     return sorted(pairs, key=lambda p: -p[2])
 
-# %% ../nbs/09_interpret.ipynb #7d7116e2
+# %% ../nbs/09_interpret.ipynb #2d0c8af8
+def report(
+    preds:Preds,     # single-label or several-label predictions
+    thresh:float=.5, # several labels: a label counts as predicted above this probability
+) -> "pandas.DataFrame": # noqa: F821
+    "One row a class: precision, recall, f1 (0 if there is nothing to count), n (how many there were), predicted (how often it was said)."
+    _need(preds, "report", "single", "multi")
+    import pandas as pd
+    from sklearn.metrics import precision_recall_fscore_support
+    y, said, labels = _answers(preds, thresh)
+    precision, recall, f1, n = precision_recall_fscore_support(y, said, labels=labels, zero_division=0)
+    predicted = np.bincount(said, minlength=len(labels)) if preds.kind == "single" else said.sum(0)
+    columns = dict(precision=precision, recall=recall, f1=f1, n=n, predicted=predicted)
+    return pd.DataFrame(columns, index=pd.Index(preds.classes, name="class"))
+
+# %% ../nbs/09_interpret.ipynb #8e63fd3e
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve:
+    "What each threshold gives, from no picture called positive to all of them."
+    x:np.ndarray          # (m,) rising from 0 to 1: false positive rate (roc) or recall (precision_recall)
+    y:np.ndarray          # (m,) 0 to 1: true positive rate (roc) or precision (precision_recall)
+    thresholds:np.ndarray # (m,) falling, infinity first: pictures with at least this probability are called positive
+    area:float            # under the curve, 0 to 1 (precision_recall: average precision)
+    positive:str          # the class that is looked for
+    kind:str              # "roc" or "precision_recall"
+
+    def __repr__(self): return f"{self.kind} of {self.positive!r}: area {self.area:.3f}, {len(self.x)} points"
+
+def _yes_or_no(preds:Preds, positive, who:str): # -> is it (n,) bool, how probable (n,) float, the class
+    _need(preds, who, "single")
+    if (c := preds.probs.shape[1]) != 2: raise ValueError(f"{who} is for two classes, and these are {c}: see report or confusion_matrix")
+    i = 1 if positive is None else class_index(preds, positive)
+    y, p = (preds.targets == i).numpy(force=True), preds.probs[:, i].numpy(force=True)
+    if y.all() or not y.any():
+        raise ValueError(f"{who} compares the two classes, and all {len(y)} pictures are of {preds.classes[preds.targets[0]]!r}")
+    if bad := np.isnan(p).sum(): raise ValueError(f"{who}: {bad} of {len(p)} probabilities are not numbers; did the training diverge?")
+    return y, p, preds.classes[i]
+
+def roc(
+    preds:Preds,   # single-label predictions of two classes
+    positive=None, # the class that is looked for: name or number; None: the second
+) -> Curve:
+    "The receiver operating characteristic: true against false positive rate."
+    from sklearn.metrics import roc_auc_score, roc_curve
+    y, p, name = _yes_or_no(preds, positive, "roc")
+    return Curve(*roc_curve(y, p), float(roc_auc_score(y, p)), name, "roc")
+
+def precision_recall(
+    preds:Preds,   # single-label predictions of two classes
+    positive=None, # the class that is looked for: name or number; None: the second
+) -> Curve:
+    "Precision against recall. With nothing called positive the precision is said to be 1."
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+    y, p, name = _yes_or_no(preds, positive, "precision_recall")
+    precision, recall, thresholds = precision_recall_curve(y, p)
+    points = recall[::-1], precision[::-1], np.r_[thresholds, np.inf][::-1]
+    return Curve(*points, float(average_precision_score(y, p)), name, "precision_recall")
+
+# %% ../nbs/09_interpret.ipynb #310b86e0
 def as_columns(preds): return preds.columns()

@@ -284,11 +284,113 @@ def test_most_confused(n, c, seed, digits, min_val):
     if min_val == 1: assert sum(k for *_, k in got) == len(I.wrong(p))
 
 
+# --- one model against another
+
+def other_answers(p, seed):
+    "Predictions of the same items by another model."
+    q = made(len(p), p.probs.shape[1], seed)
+    return Preds(q.probs, p.targets, None, p.paths, p.classes, "single")
+
+
+@quick
+@given(n=st.integers(1, 60), c=st.integers(2, 8), seed=st.integers(0, 10_000))
+def test_compare_is_mcnemars_exact_test(n, c, seed):
+    a = made(n, c, seed, paths=True)
+    b = other_answers(a, seed + 1)
+    got, back = I.compare(a, b), I.compare(b, a)
+    was, now = set(I.wrong(a).tolist()), set(I.wrong(b).tolist())
+    assert (got.gained, got.lost) == (len(was - now), len(now - was)) == (back.lost, back.gained)
+    m = got.gained + got.lost
+    tail = sum(math.comb(m, i) for i in range(min(got.gained, got.lost) + 1))/2**m
+    assert got.p == pytest.approx(min(1, 2*tail)) == back.p
+    assert (got.before.k, got.after.k) == (len(was), len(now)) and got.before == I.error_interval(a) and got.after.level == .95
+    assert I.compare(a, b, .5).before == I.error_interval(a, .5)
+
+
+def test_comparison_in_words():
+    def with_mistakes(*at):
+        probs = torch.eye(2)[[int(i in at) for i in range(100)]]
+        return Preds(probs, torch.zeros(100, dtype=torch.long), None, (), ("a", "b"), "single")
+    got = I.compare(with_mistakes(*range(12)), with_mistakes(*range(3, 13)))
+    assert str(got) == repr(got) == (f"before {I.wilson(12, 100)}, after {I.wilson(10, 100)}: 3 gained, 1 lost, p = 0.62")
+    assert str(I.compare(with_mistakes(*range(40)), with_mistakes())).endswith("40 gained, 0 lost, p < 0.0001")
+    same = I.compare(with_mistakes(), with_mistakes())
+    assert same.p == 1 and type(same.gained) is int and type(same.p) is float and str(same).endswith("0 gained, 0 lost, p = 1")
+
+
+def test_only_the_same_items_are_compared():
+    a = made(20, 3, 1, paths=True)
+    b = other_answers(a, 2)
+    for bad, words in [(b[:19], "20 and of 19 items"), (b[[1, 0, *range(2, 20)]], "position 0.*0.jpg.*1.jpg"),
+                       (made(20, 4, 1, paths=True), "classes differ"),
+                       (Preds(b.probs, (a.targets + (torch.arange(20) == 7)) % 3, None, a.paths, a.classes, "single"), "position 7.*true class")]:
+        with pytest.raises(ValueError, match=f"same items.*{words}"): I.compare(a, bad)
+    assert I.compare(a, Preds(b.probs, b.targets, None, (), b.classes, "single")).p == I.compare(a, b).p  # arrays have no paths
+    for one in (made(targets=False), made(kind="multi")):
+        for pair in ((one, made()), (made(), one)):
+            with pytest.raises(ValueError, match="^compare"): I.compare(*pair)
+
+
+# --- class by class
+
+@settings(quick, max_examples=25)
+@given(kind=st.sampled_from(["single", "multi"]), thresh=st.sampled_from([.3, .5]), **sizes | dict(c=st.integers(1, 8)))
+def test_report_counts(kind, thresh, n, c, seed, digits):
+    p = made(n, c, seed, digits=digits, kind=kind)
+    t = I.report(p, thresh=thresh)
+    one_hot = lambda idx: np.eye(c, dtype=bool)[idx.numpy()]
+    y, said = (one_hot(p.targets), one_hot(p.probs.argmax(1))) if kind == "single" else (p.targets.numpy() > .5, p.probs.numpy() > thresh)
+    hits = (y & said).sum(0)
+    share = lambda a, b: np.divide(a, b, out=np.zeros(c), where=b > 0)
+    assert list(t) == ["precision", "recall", "f1", "n", "predicted"] and tuple(t.index) == p.classes and t.index.name == "class"
+    assert np.array_equal(t.n, y.sum(0)) and np.array_equal(t.predicted, said.sum(0))
+    assert np.allclose(t.precision, share(hits, said.sum(0))) and np.allclose(t.recall, share(hits, y.sum(0)))
+    assert np.allclose(t.f1, share(2*hits, y.sum(0) + said.sum(0)))
+
+
+# --- two classes
+
+@quick
+@given(n=st.integers(2, 60), seed=st.integers(0, 10_000), digits=st.sampled_from([None, 1]), positive=st.sampled_from([None, 0, 1, "class00", "class01"]))
+def test_curves_count_what_lies_above_a_threshold(n, seed, digits, positive):
+    p = made(n, 2, seed, digits=digits)
+    p.targets[:2] = torch.tensor([0, 1])  # some of each
+    i = 1 if positive is None else I.class_index(p, positive)
+    score, y = p.probs[:, i].numpy(), p.targets.numpy() == i
+    roc, pr = I.roc(p, positive), I.precision_recall(p, positive)
+    for curve in (roc, pr):
+        assert curve.positive == p.classes[i] and len(curve.x) == len(curve.y) == len(curve.thresholds)
+        assert curve.thresholds[0] == math.inf and (np.diff(curve.thresholds) < 0).all() and (np.diff(curve.x) >= 0).all()
+        assert (curve.x[0], curve.x[-1]) == (0, 1)
+        for a, b, t in zip(curve.x, curve.y, curve.thresholds):
+            yes = score >= t
+            recall, alarms = yes[y].mean(), yes[~y].mean()
+            want = (alarms, recall) if curve is roc else (recall, y[yes].mean() if yes.any() else 1)
+            assert np.allclose((a, b), want)
+    pairs = np.sign(score[y][:, None] - score[~y][None])
+    assert roc.kind == "roc" and math.isclose(roc.area, (pairs.mean() + 1)/2)  # ties count half
+    assert pr.kind == "precision_recall" and math.isclose(pr.area, (np.diff(pr.x)*pr.y[1:]).sum())
+    assert math.isclose(pr.y[-1], y.mean()) and type(roc.area) is type(pr.area) is float
+    assert repr(roc) == f"roc of '{p.classes[i]}': area {roc.area:.3f}, {len(roc.x)} points"
+
+
+@pytest.mark.parametrize("f", [I.roc, I.precision_recall])
+def test_curves_need_both_of_two_classes(f):
+    name = f.__name__
+    with pytest.raises(ValueError, match=f"{name} is for two classes.*3"): f(made(c=3))
+    with pytest.raises(ValueError, match="no class 'pug'"): f(made(c=2), "pug")
+    p = made(c=2)
+    with pytest.raises(ValueError, match="all 20 pictures are of 'class01'"):
+        f(Preds(p.probs, torch.ones(20, dtype=torch.long), None, (), p.classes, "single"))
+    p.probs[3:5] = math.nan
+    with pytest.raises(ValueError, match="2 of 20 probabilities are not numbers"): f(p)
+
+
 # --- bad input
 
 single_only = [I.accuracy, I.error_rate, I.error_interval, I.accuracy_interval, I.confusion_matrix, I.most_confused, I.right, I.wrong,
                I.random_right, I.random_wrong, I.one_per_class, lambda p: I.most_correct(p, 0), lambda p: I.most_incorrect(p, 0),
-               lambda p: I.in_cell(p, 0, 1)]
+               lambda p: I.in_cell(p, 0, 1), I.roc, I.precision_recall, lambda p: I.compare(p, p)]
 
 
 @pytest.mark.parametrize("f", single_only)
