@@ -256,6 +256,7 @@ def class_index(
     label,       # a class's name, or its number from 0
 ) -> int: # its number
     "A class's number. Raises `ValueError` with the nearest name if there is no such class."
+    _need(preds, "class_index", "single", "multi", targets=False, empty=True)
     if label in preds.classes: return preds.classes.index(label)
     try:
         if not isinstance(label, bool) and 0 <= (i := index(label)) < len(preds.classes): return i

@@ -2,6 +2,7 @@
 import math
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -143,14 +144,15 @@ def test_of_two_classes_the_most_uncertain_is_the_nearest_to_one_half(n, seed, s
 
 
 @quick
-@given(label=st.integers(0, 1), is_correct=st.booleans(), **binary)
-def test_of_two_classes_the_most_correct_are_those_of_the_old_lesson(n, seed, spread, digits, label, is_correct):
+@given(**binary)
+def test_of_two_classes_the_most_correct_are_those_of_the_old_lesson(n, seed, spread, digits):
     p = two_classes(n, seed, spread, digits)
-    sign = -1 if (label == 1) == is_correct else 1  # the rule of 2017, as it was meant: by sign*p(class 1)
-    among = [i for i in range(n) if p.targets[i] == label and (p.probs[i].argmax() == p.targets[i]) == is_correct]
-    got = (I.most_correct if is_correct else I.most_incorrect)(p, label)
-    assert got.tolist() == sorted(among, key=lambda i: sign*p.probs[i, 1].item())
-    assert got.tolist() == I.in_cell(p, label, label if is_correct else 1 - label).tolist()
+    for label, is_correct in product((0, 1), (True, False)):
+        sign = -1 if (label == 1) == is_correct else 1  # the rule of 2017, as it was meant: by sign*p(class 1)
+        among = [i for i in range(n) if p.targets[i] == label and (p.probs[i].argmax() == p.targets[i]) == is_correct]
+        got = (I.most_correct if is_correct else I.most_incorrect)(p, label)
+        assert got.tolist() == sorted(among, key=lambda i: sign*p.probs[i, 1].item())
+        assert got.tolist() == I.in_cell(p, label, label if is_correct else 1 - label).tolist()
 
 
 many = sizes | dict(c=st.integers(2, 40), k=st.one_of(st.none(), st.integers(1, 80)))
@@ -211,7 +213,7 @@ def test_the_same_numbers_in_other_places_are_as_uncertain(c):
 @pytest.mark.parametrize("c", [2, 3, 7])
 def test_probabilities_that_are_not_numbers_come_last(c):
     p = made(30, c, 2)
-    p.probs[4] = p.probs[17, -1] = math.nan
+    p.probs[4] = p.probs[17, 0] = math.nan
     for by in WAYS: assert I.most_uncertain(p, by=by)[-2:].tolist() == [4, 17]
     p.probs[17] = math.nan
     for label in range(c):
@@ -257,6 +259,7 @@ def test_classes_by_name_and_number():
     with pytest.raises(ValueError, match="'class1'.*'class01'.*0 to 2"): I.class_index(p, "class1")
     for bad in (3, -1, True, 1., None, "pug"):
         with pytest.raises(ValueError, match="no class"): I.class_index(p, bad)
+    with pytest.raises(ValueError, match="kind 'number'"): I.class_index(made(kind="number"), 0)
     for f in (I.most_correct, I.most_incorrect):
         with pytest.raises(ValueError, match="no class 'pug'"): f(p, "pug")
     with pytest.raises(ValueError, match="no class 9"): I.in_cell(p, 0, 9)
