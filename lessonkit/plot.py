@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from .augment import to_inputs
-from .data import Batch, ImageData, key_generator, open_image
-from .interpret import _first, _need, as_columns, confusion_matrix, top_losses
+from .data import _blaming, Batch, ImageData, ImageReadError, key_generator, open_image
+from .interpret import _first, _need, confusion_matrix, top_losses
 from .predict import Preds
 
 # %% ../nbs/10_plot.ipynb #c1dfd96e
@@ -35,15 +35,20 @@ class Picture(Figure):
     alt = "a picture"
     photos = False
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.paper = "black" if sum(mpl.colors.to_rgb(mpl.rcParams["text.color"])) > 1.5 else "white"  # shines through where the figure has no background
+
     def image(self,
-        limit:int=37_000, # bytes (50,000 as a notebook stores them) above which it is saved more coarsely
+        limit:int=37_000, # bytes (50,000 as a notebook stores them) above which it is saved more coarsely, and then smaller
     ) -> tuple[str, bytes]: # MIME type, file
         "The figure as a file: PNG with few colours, or JPEG if it holds photographs."
         drawn = BytesIO()
         self.savefig(drawn, format="png", dpi=self.dpi, bbox_inches="tight")
-        picture, kind = Image.open(drawn).convert("RGB"), "jpeg" if self.photos else "png"
-        for level in (90, 82, 72, 60, 45, 30):
-            file = BytesIO()
+        drawn, kind = Image.open(drawn).convert("RGBA"), "jpeg" if self.photos else "png"
+        whole = Image.alpha_composite(Image.new("RGBA", drawn.size, self.paper), drawn).convert("RGB")
+        for level, scale in (*((level, 1) for level in (90, 82, 72, 60, 45, 30)), (30, .7), (30, .5), (30, .35)):
+            picture, file = whole.resize([max(1, round(scale*v)) for v in whole.size], Image.Resampling.LANCZOS) if scale < 1 else whole, BytesIO()
             if self.photos: picture.save(file, kind, quality=level, optimize=True)
             else: picture.quantize(2*level, dither=Image.Dither.NONE).save(file, kind, optimize=True)
             if file.tell() <= limit: break
@@ -66,7 +71,8 @@ def _axes(ax, figsize, alt:str):
 # %% ../nbs/10_plot.ipynb #b1d57811
 def _pixels(image, most:int=400) -> np.ndarray:
     "Anything that holds a picture as (h,w,3) uint8, at most `most` pixels a side. Of two channels the first, of many the first three."
-    if isinstance(image, (str, Path)) and str(image).lower().endswith(".npy"): image = np.load(image)
+    if isinstance(image, (str, Path)) and str(image).lower().endswith(".npy"):
+        with _blaming(image): image = np.load(image)
     if isinstance(image, (Tensor, np.ndarray)):
         a = image.numpy(force=True) if isinstance(image, Tensor) else image
         if isinstance(image, Tensor) and a.ndim == 3: a = a.transpose(1, 2, 0)
@@ -81,9 +87,38 @@ def _pixels(image, most:int=400) -> np.ndarray:
     image.thumbnail((most, most))
     return np.asarray(image)
 
+def _why(source, error:Exception) -> str:
+    "Why a picture can't be shown, without the folders' names, for the place where it would be."
+    name = Path(source).name if isinstance(source, (str, Path)) else f"the {type(source).__name__} given"
+    return f"{name}: " + ("there is no such file" if isinstance(error, FileNotFoundError) else str(error.__cause__ or error).replace(str(source), "it"))
+
+def _coloured(heat, size:tuple[int, int]) -> np.ndarray:
+    "A heat map as (h,w,4) colours to be laid over a picture of `size` (width, height): clear where it is 0, over blue and green to yellow where it is 1."
+    heat = np.asarray(heat.detach().cpu() if isinstance(heat, Tensor) else heat, dtype=np.float32)
+    if heat.ndim != 2 or not (heat.min() >= -1e-6 and heat.max() <= 1 + 1e-6):
+        raise ValueError(f"a heat map is of the shape (h,w) and lies in [0,1]; this one is of shape {heat.shape}, from {heat.min():.3g} to {heat.max():.3g}")
+    heat = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    colours, t = mpl.colormaps["viridis"](heat), (heat/.8 - .125).clip(0, 1)
+    colours[..., 3] = .55*t*t*(3 - 2*t)  # from nothing below 0.1 smoothly to 0.55 at 0.9: the picture stays visible
+    return colours
+
+def _draw(ax, image, heat=None) -> str: # why it can't be shown, or nothing
+    "A picture on its axes, a heat map over it; instead of one that can't be opened a grey tile that says so."
+    ax.set_axis_off()
+    ax.set_anchor("N")  # pictures of all shapes hang from one line, and so do their titles
+    try: pixels = _pixels(image)
+    except (ImageReadError, OSError) as error:
+        why = _why(image, error)
+        ax.imshow(np.full((4, 4, 3), 200, np.uint8))
+        ax.text(.5, .5, textwrap.fill(why, 20, max_lines=7), transform=ax.transAxes, ha="center", va="center", fontsize=11, color="black")
+        return why
+    ax.imshow(pixels)
+    if heat is not None: ax.imshow(_coloured(heat, pixels.shape[1::-1]))
+    return ""
+
 LETTER = .58  # width of a letter, as a share of the font's size, on average
 
-def _wrap(text:str, width:float, points:float=9.5) -> str:
+def _wrap(text:str, width:float, points:float=11) -> str:
     "Break lines at spaces where they would not fit into `width` inches at this font size."
     most = max(1, int(72*width/(LETTER*points)))
     wrap = textwrap.TextWrapper(most, break_long_words=False, break_on_hyphens=False).wrap
@@ -97,30 +132,31 @@ def show_images(
     suptitle:str|None=None,        # above them all
     figsize:tuple|None=None,       # inches; default: `side` each, and room for the titles
     side:float=2.2,                # inches a picture
+    heat:Sequence|None=None,       # one (h,w) map an image, in [0,1], laid over it: the whole picture, whatever h and w are
 ) -> Picture:
-    "Draw pictures in a grid, row by row."
+    "Draw pictures in a grid, row by row. In the place of one that can't be opened stands why."
     images = list(images)
     n = len(images)
     if not n: raise ValueError("there are no pictures to show")
-    for what, given in (("titles", titles), ("colors", colors)):
+    for what, given in (("titles", titles), ("colors", colors), ("heat maps", heat)):
         if given is not None and len(given) != n: raise ValueError(f"there are {n} pictures and {len(given)} {what}: give one for each")
     ncols = _first(ncols, n) if ncols is not None else n if n <= 5 else math.ceil(n**.5)
     width, rows = figsize[0]/ncols if figsize else side, math.ceil(n/ncols)
     wrapped = [_wrap(str(t), width) for t in titles] if titles else []
-    above = _wrap(suptitle, width*ncols, 11) if suptitle else ""
+    above = _wrap(suptitle, width*ncols, 13) if suptitle else ""
     lines = max((t.count("\n") + 1 for t in wrapped), default=0)
-    figsize = figsize or (side*ncols, (side + .2*lines)*rows + (.2 + .2*above.count("\n") + .2 if suptitle else 0))
+    figsize = figsize or (side*ncols, (side + .2*lines)*rows + (.45 + .22*above.count("\n") if suptitle else 0))
     longest = max((len(line) for t in wrapped for line in t.split("\n")), default=1)
-    size = min(12, 72*width/(LETTER*max(longest, 1)))
+    size = min(12, .95*72*width/(LETTER*max(longest, 1)))  # a little less than the width, so that neighbours don't touch
     fig = _figure(figsize, f"{n} picture" + "s"*(n > 1) + (f" ({suptitle})" if suptitle else "") +
-                  (": " + "; ".join(t.replace("\n/", " /").replace("\n", ", ") for t in titles) if titles else ""))
+                  (": " + "; ".join(t.replace("\n", ", ").replace("\xa0", " ") for t in titles) if titles else "") +
+                  (". Colours laid over each picture are a heat map, from clear (0) over blue and green to yellow (1)" if heat is not None else ""))
     fig.photos = True
     for i, image in enumerate(images):
         ax = fig.add_subplot(rows, ncols, i + 1)
-        ax.imshow(_pixels(image))
-        ax.set_axis_off()
+        if why := _draw(ax, image, None if heat is None else heat[i]): fig.alt += f". Picture {i + 1} can't be shown: {why}"
         if titles: ax.set_title(wrapped[i], fontsize=size, color=colors and colors[i] or mpl.rcParams["text.color"], pad=3)
-    if suptitle: fig.suptitle(above, fontsize=11)
+    if suptitle: fig.suptitle(above, fontsize=13)
     return fig
 
 # %% ../nbs/10_plot.ipynb #f1abd670
@@ -362,7 +398,7 @@ def show_results(
     _need(preds, "show_results", targets=False)
     _files(preds, "show_results")
     idx = np.random.default_rng(seed).permutation(len(preds.probs))[:_first(k, len(preds.probs))]
-    cols, titles, colors = as_columns(preds), [], []
+    cols, titles, colors = preds.columns(), [], []
     for i in idx:
         values = {name.replace("_", " "): _text(v[i]) for name, v in cols.items() if name.startswith(("actual", "predicted"))}
         same = cols["actual"][i] == cols["predicted"][i] if "actual" in cols and preds.kind != "number" else None
@@ -382,7 +418,7 @@ def plot_top_losses(
     _need(preds, "plot_top_losses")
     _files(preds, "plot_top_losses")
     losses, idx = top_losses(preds, k, largest)
-    cols, single, titles = as_columns(preds), preds.kind == "single", []
+    cols, single, titles = preds.columns(), preds.kind == "single", []
     both = lambda name, i: ", ".join(_text(v[i]) for key, v in cols.items() if key == name or key.startswith(name + "_"))
     for loss, i in zip(losses.tolist(), idx.tolist()):
         names = [both("predicted", i), "/ " + both("actual", i)]
