@@ -6,8 +6,7 @@
 __all__ = ['accuracy', 'error_rate', 'right', 'wrong', 'accuracy_multi', 'fbeta', 'mse', 'rmse', 'mae', 'default_metrics',
            'Interval', 'wilson', 'error_interval', 'accuracy_interval', 'Comparison', 'compare', 'random_right',
            'random_wrong', 'class_index', 'in_cell', 'most_correct', 'most_incorrect', 'most_uncertain', 'top_losses',
-           'one_per_class', 'confusion_matrix', 'most_confused', 'report', 'Curve', 'roc', 'precision_recall',
-           'as_columns']
+           'one_per_class', 'confusion_matrix', 'most_confused', 'report', 'Curve', 'roc', 'precision_recall']
 
 # %% ../nbs/09_interpret.ipynb #77de68da
 from collections.abc import Callable, Sequence
@@ -240,6 +239,7 @@ def random_right(
     seed:int=0,      # another seed, other pictures
 ) -> Tensor: # (k,) int64 positions
     "Some of the right answers, at random."
+    _need(preds, "random_right", "single", empty=True)
     return _some(right(preds), k, seed)
 
 def random_wrong(
@@ -248,6 +248,7 @@ def random_wrong(
     seed:int=0,      # another seed, other pictures
 ) -> Tensor: # (k,) int64 positions
     "Some of the mistakes, at random."
+    _need(preds, "random_wrong", "single", empty=True)
     return _some(wrong(preds), k, seed)
 
 # %% ../nbs/09_interpret.ipynb #80e28a51
@@ -291,6 +292,7 @@ def most_correct(
     k:int|None=None, # how many; None: all
 ) -> Tensor: # (k,) int64 positions
     "The right answers of one class, the surest first."
+    _need(preds, "most_correct", "single", empty=True)
     return in_cell(preds, label, label, k)
 
 def most_incorrect(
@@ -366,6 +368,7 @@ def most_confused(
     min_val:int=1,  # leave out pairs confused less often than this
 ) -> list[tuple[str, str, int]]: # (actual, predicted, how often)
     "The pairs of classes that are confused most, the most frequent first."
+    _need(preds, "most_confused", "single")
     if min_val < 1: raise ValueError(f"min_val is how often a pair must be confused: at least 1, not {min_val}")
     cm = confusion_matrix(preds)
     np.fill_diagonal(cm, 0)
@@ -430,6 +433,3 @@ def precision_recall(
     precision, recall, thresholds = precision_recall_curve(y, p)
     points = recall[::-1], precision[::-1], np.r_[thresholds, np.inf][::-1]
     return Curve(*points, float(average_precision_score(y, p)), name, "precision_recall")
-
-# %% ../nbs/09_interpret.ipynb #310b86e0
-def as_columns(preds): return preds.columns()
