@@ -7,11 +7,13 @@ __all__ = ['plot_items', 'plot_correct', 'plot_incorrect', 'plot_most_correct', 
            'plot_top_losses', 'plot_cell', 'show_results', 'plot_duplicates']
 
 # %% ../nbs/10b_plot_pictures.ipynb #77de68da
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 import math
+from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from .augment import to_inputs
 from .data import ImageData, Loader
@@ -74,7 +76,7 @@ def plot_items(
     idx,                      # which, in the order to be shown: positions, a mask of n, or a slice
     title:str|None=None,      # over them all
     data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    heat:Sequence|None=None,  # maps (h,w) in [0,1] of the pictures that are shown, such as `explain.heat_maps` gives; needs `data`
+    heat:Sequence|Callable[[list[int]], Sequence]|None=None, # maps (h,w) in [0,1] of the pictures that are shown; or a function that makes them of positions. Needs `data`
     ncols:int|None=None,      # default: one row up to 5 pictures, else as square as possible
     figsize:tuple|None=None,  # inches
     loss:bool=False,          # write the loss, too, where it is known
@@ -89,6 +91,7 @@ def plot_items(
                          "predict from files, or draw your arrays with show_images(arrays, titles)")
     if heat is not None and data is None:
         raise ValueError("a heat map is of the picture as the model saw it, cut square, and would not fit the file: give data=, and that picture is shown")
+    if callable(heat): heat = heat(np.atleast_1d(np.arange(len(preds))[idx.numpy(force=True) if isinstance(idx, Tensor) else idx]).tolist())
     titles, colors = _captions(shown, loss, second)
     inches = lambda texts: LETTER*12/72*max(map(len, texts), default=0)
     lines  = [line for t in titles for line in t.split("\n")]
@@ -100,25 +103,21 @@ def plot_correct(
     preds:Preds,              # single-label predictions with targets and paths
     k:int=4,                  # how many, at most
     seed:int=0,               # another number shows others
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "Some of the pictures that the model got right, drawn by lot."
     idx = random_right(preds, k, seed)
-    return plot_items(preds, idx, _title("Correct", idx, right(preds)), data, None, ncols, figsize)
+    return plot_items(preds, idx, _title("Correct", idx, right(preds)), **options)
 
 def plot_incorrect(
     preds:Preds,              # single-label predictions with targets and paths
     k:int=4,                  # how many, at most
     seed:int=0,               # another number shows others
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "Some of the pictures that the model got wrong, drawn by lot."
     idx = random_wrong(preds, k, seed)
-    return plot_items(preds, idx, _title("Incorrect", idx, wrong(preds)), data, None, ncols, figsize)
+    return plot_items(preds, idx, _title("Incorrect", idx, wrong(preds)), **options)
 
 def _title(what:str, idx:Sequence, out_of:Sequence) -> str: return f"{what}, {len(idx)} of {len(out_of)}" if len(idx) else what
 
@@ -127,25 +126,21 @@ def plot_most_correct(
     preds:Preds,              # single-label predictions with targets and paths
     label,                    # the actual class: name or number
     k:int=4,                  # how many, at most
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The right answers on pictures of one class, the surest first."
     idx, title = most_correct(preds, label), f"Most correct: {_name(preds, label)}"
-    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), data, None, ncols, figsize)
+    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), **options)
 
 def plot_most_incorrect(
     preds:Preds,              # single-label predictions with targets and paths
     label,                    # the actual class: name or number
     k:int=4,                  # how many, at most
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The mistakes on pictures of one class, those first where the model gave that class the smallest probability."
     idx, title = most_incorrect(preds, label), f"Most incorrect: {_name(preds, label)}"
-    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), data, None, ncols, figsize)
+    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), **options)
 
 def _name(preds:Preds, label) -> str: return str(preds.classes[class_index(preds, label)])
 
@@ -154,27 +149,22 @@ def plot_most_uncertain(
     preds:Preds,              # single-label predictions with paths, with or without targets
     k:int=4,                  # how many, at most
     by:str="margin",          # "margin", "entropy" or "least_confidence"; with two classes they are the same
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The pictures that the model could decide on least."
     idx = most_uncertain(preds, k, by)
-    return plot_items(preds, idx, _title("Most uncertain", idx, preds), data, None, ncols, figsize, second=True)
+    return plot_items(preds, idx, _title("Most uncertain", idx, preds), second=True, **options)
 
 # %% ../nbs/10b_plot_pictures.ipynb #972a67c4
 def plot_top_losses(
     preds:Preds,              # predictions of any kind, with losses and paths
     k:int=9,                  # how many, at most
     largest:bool=True,        # the largest losses, or the smallest
-    heat:Sequence|None=None,  # maps (h,w) in [0,1] of the pictures that are shown, such as `explain.heat_maps` gives; needs `data`
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The pictures with the largest losses, the largest first; or with the smallest."
     _, idx = top_losses(preds, k, largest)
-    return plot_items(preds, idx, _title(f"{'Largest' if largest else 'Smallest'} losses", idx, preds), data, heat, ncols, figsize, loss=True)
+    return plot_items(preds, idx, _title(f"{'Largest' if largest else 'Smallest'} losses", idx, preds), loss=True, **options)
 
 # %% ../nbs/10b_plot_pictures.ipynb #761f22b2
 def plot_cell(
@@ -182,27 +172,23 @@ def plot_cell(
     actual,                   # the class that it was: name or number
     predicted,                # the class that the model said: name or number
     k:int=4,                  # how many, at most
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The pictures behind one number of the confusion matrix, those first where the model was surest of what it said."
     idx, title = in_cell(preds, actual, predicted), f"{_name(preds, actual)} predicted as {_name(preds, predicted)}"
-    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), data, None, ncols, figsize)
+    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), **options)
 
 # %% ../nbs/10b_plot_pictures.ipynb #fe2ef495
 def show_results(
     preds:Preds,              # predictions of any kind, with paths
     k:int=9,                  # how many, at most
     seed:int=0,               # another number shows others
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    ncols:int|None=None,
-    figsize:tuple|None=None,
+    **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "Pictures drawn by lot, with what they are and what the model said: green where that is right, red where it is wrong."
     _need(preds, "show_results", targets=False)
     idx = np.random.default_rng(seed).permutation(len(preds))[:_first(k, len(preds))]
-    return plot_items(preds, idx, None, data, None, ncols, figsize)
+    return plot_items(preds, idx, **options)
 
 # %% ../nbs/10b_plot_pictures.ipynb #e1822db4
 def plot_duplicates(
@@ -219,9 +205,9 @@ def plot_duplicates(
     fig, said, lost = _figure(figsize or (4.6*ncols, 3*rows), ""), [], ""
     fig.photos = True
     for cell, pair in zip(fig.subfigures(rows, ncols, squeeze=False, wspace=.06).flat, table.head(k).itertuples()):
-        how = pair.kind if pair.kind == "exact" else f"{pair.kind}, distance {pair.distance:.2g}"
+        how = pair.kind if pair.kind == "exact" else f"{pair.kind}, cosine {1 - pair.distance:.3f}" if pair.kind == "similar" else f"{pair.kind}, {pair.distance:.0f} of 64 bits differ"
         cell.suptitle(how, fontsize=13)
-        words = [": ".join(str(v) for v in part if v is not None and v == v and v != "") for part in ((pair.split_a, pair.label_a), (pair.split_b, pair.label_b))]
+        words = [": ".join(filter(None, about)) or Path(path).name for *about, path in ((pair.split_a, pair.label_a, pair.a), (pair.split_b, pair.label_b, pair.b))]
         for ax, path, text in zip(cell.subplots(1, 2), (pair.a, pair.b), words):
             if why := _draw(ax, path): lost += f". A picture can't be shown: {why}"
             ax.set_title(_wrap(text, fig.get_figwidth()/ncols/2), fontsize=11, pad=3)
