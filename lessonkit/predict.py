@@ -244,7 +244,7 @@ def tta_views(
     def view(k, place): return lambda batch, number: to_inputs(batch, varied, device, key_generator(seed, "tta", k, number), place)
     return [view(k, place) for k, place in enumerate(places)]
 
-# %% ../nbs/08_predict.ipynb #972a67c4
+# %% ../nbs/08_predict.ipynb #cb7a1d77
 @dataclass(frozen=True, eq=False)
 class TTA:
     "What a model said about several views of each item of a set."
@@ -281,7 +281,7 @@ def tta_set(
     plain, *others = (_preds(logits, loader, classes, kind) for logits in found)
     return TTA(plain, tuple(others), beta)
 
-# %% ../nbs/08_predict.ipynb #5b384ce3
+# %% ../nbs/08_predict.ipynb #fe2ef495
 class Prediction(NamedTuple):
     "What a model says about one picture."
     label: Any # a class, a list of labels, or number(s)
@@ -305,7 +305,7 @@ def predict_one(
     if kind == "multi": return Prediction([c for c, p in zip(classes, probs) if p > threshold], None, probs)
     return Prediction(probs.tolist() if len(probs) > 1 else float(probs[0]), None, probs)
 
-# %% ../nbs/08_predict.ipynb #761f22b2
+# %% ../nbs/08_predict.ipynb #2e01e174
 def predict_files(
     model:nn.Module,
     files:Sequence[Any], # paths, bytes, Pillow images, or arrays (h,w) or (h,w,3) uint8

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torchvision.transforms import functional as TF
 
-from lessonkit.augment import (CORNERS, Augment, Mix, apply_map, augmentations, batch_stage, eye, fixed_map, light, mix_batch, perspective,
-                               random_map, rotation, warp, window)
+from lessonkit.augment import (CORNERS, Augment, Mix, View, apply_map, augmentations, batch_stage, corner_views, eye, fixed_map, light, mix_batch,
+                               perspective, random_map, rotation, warp, window)
 from lessonkit.data import key_generator
 
 SIDE = 96
@@ -96,6 +96,33 @@ def test_how_often_and_how_far():
     eight = random_map(torch.ones(4000), Augment(flip_vert=True, max_rotate=0, max_zoom=1, max_warp=0), key_generator(3))
     views = {tuple(v.round().int().flatten().tolist()) for v in eight}
     assert len(views) == 8
+
+
+def test_the_same_seed_draws_the_same_crop_in_every_version():
+    drawn = random_map(torch.tensor([1.5]), Augment(flip_vert=True, min_scale=.5), key_generator(1))
+    known = [[-.062498, .53603, -.13389], [-.89228, -.10823, .11004], [-.12223, 0, 1]]
+    assert torch.allclose(drawn[0], torch.tensor(known, dtype=torch.float64), atol=1e-5)
+
+
+@common
+@given(aspect=st.floats(.25, 4), x=st.floats(-1, 1), y=st.floats(-1, 1), zoom=st.floats(1, 4), mirror=st.booleans(), fit=st.sampled_from(["crop", "squish", "pad"]),
+       flip=st.booleans(), vert=st.booleans(), scale=st.floats(.1, 1), key=st.integers(0, 100))
+def test_a_view_is_where_it_says_and_nothing_but_turn_and_tilt_is_drawn(aspect, x, y, zoom, mirror, fit, flip, vert, scale, key):
+    "By the formula: a square of side 1/zoom that slides from edge to edge of what the fit shows."
+    shape, straight = torch.tensor([aspect]), Augment(flip=flip, flip_vert=vert, min_scale=scale, max_rotate=0, max_warp=0, max_zoom=3)
+    m = random_map(shape, straight, key_generator(key), fit, View(x, y, zoom, mirror))
+    wide, high = {"crop": (max(aspect, 1), max(1 / aspect, 1)), "squish": (1, 1), "pad": (min(aspect, 1), min(1 / aspect, 1))}[fit]
+    corners = [[(x * (max(wide, 1) - 1 / zoom) + (-a if mirror else a) / zoom) / wide, (y * (max(high, 1) - 1 / zoom) + b / zoom) / high] for a, b in CORNERS.tolist()]
+    assert torch.allclose(apply_map(m, CORNERS)[0], torch.tensor(corners, dtype=torch.float64), atol=1e-5)
+
+
+def test_corners_come_in_order_and_only_as_asked():
+    assert corner_views(2, mirror=False) == (View(-1, -1, 2), View(-1, 1, 2), View(1, -1, 2), View(1, 1, 2))
+    assert [(v.x, v.y, v.zoom) for v in corner_views()[4:]] == [(v.x, v.y, v.zoom) for v in corner_views()[:4]] and all(v.mirror for v in corner_views()[4:])
+    assert corner_views()[0].zoom == 1.35
+    for wrong in (dict(x=-1.1, y=0), dict(x=0, y=math.nan), dict(x=0, y=0, zoom=.99), dict(x=0, y=0, zoom=math.inf)):
+        with pytest.raises(ValueError, match="got"): View(**wrong)
+    assert [Augment(flip=f, flip_vert=v).mirrors for f, v in ((False, False), (True, False), (False, True))] == [False, True, True]
 
 
 def test_validation_is_never_random():

@@ -15,7 +15,7 @@ from torch import nn
 
 import lessonkit.data
 from lessonkit import sample
-from lessonkit.augment import Augment, augmentations
+from lessonkit.augment import augmentations
 from lessonkit.data import Batch, ImageData, Loader
 from lessonkit.model import create_model
 from lessonkit.precompute import STILL, precompute

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from lessonkit import sample
-from lessonkit.augment import augmentations
+from lessonkit.augment import augmentations, to_inputs
 from lessonkit.data import ImageData
 from lessonkit.schedule import one_cycle
-from lessonkit.train import Engine, FitRecord, Phase, Step, Table, item_losses, keep_memory, make_optimiser, train_steps
+from lessonkit.train import Engine, FitRecord, Phase, Step, Table, item_losses, keep_memory, make_optimiser, outputs, train_steps
 
 STEP = Step(4, 20, 1, False, .5, (8,), (1e-3,), .9, False)
 
@@ -137,3 +137,40 @@ def test_clip_bounds_the_move():
     assert engine.step(opt, clip=.01)
     assert float(torch.cat([(a - b).flatten() for a, b in zip(before, map(torch.detach, layer.parameters()))]).norm()) == pytest.approx(.01, rel=1e-3)
     assert all(p.grad is None for p in layer.parameters())
+
+
+# ---- asking
+def test_several_views_of_each_picture_and_one_opening_of_it(data, monkeypatch):
+    import lessonkit.data
+    opened, real, net, numbers = [], lessonkit.data.open_pixels, Watcher(), []
+    monkeypatch.setattr(lessonkit.data, "open_pixels", lambda source, *a: opened.append(source) or real(source, *a))
+    def plain(batch, number):
+        numbers.append(number)
+        return to_inputs(batch, data.train_eval)
+    found = outputs(net, replace(data.train, bs=13), Engine("cpu", "fp32"), views=[plain, lambda batch, number: plain(batch, number).flip(3), lambda batch, number: plain(batch, number) * 0])
+    assert sorted(opened) == sorted(data.train.paths) and numbers == [0] * 3 + [1] * 3 + [2] * 3     # 39 pictures, 13 at a time
+    alone = outputs(net, data.train, Engine("cpu", "fp32"))
+    assert found.shape == (3, 39, 3) and alone.shape == (39, 3) and torch.allclose(found[0], alone, atol=1e-6)
+    assert torch.allclose(found[1], alone, atol=1e-5) and torch.allclose(found[2], net.layer.bias.expand(39, 3))
+    assert not found.is_inference() and torch.equal(net.seen[1], net.seen[0].flip(3)) and net.training
+
+
+def test_a_model_is_compiled_once_for_all_fits_and_predictions(data, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, **kw: compiled.append((model, kw)) or model)
+    net, engine = Watcher(), Engine("cpu", "fp32", compile="a backend")
+    for _ in range(3):
+        engine_of_fit = engine.for_training(net)
+        opt = make_optimiser([list(net.parameters())])
+        with closing(train_steps(net, data.train, Phase(1, (1e-3,)), opt, lambda z, y: item_losses(z, y, "single"), engine_of_fit)) as steps: list(steps)
+        outputs(net, data.valid, engine)
+    assert compiled == [(net, dict(backend="a backend"))]
+    other = Watcher()
+    outputs(other, data.valid, engine.for_training(net))
+    assert [m for m, _ in compiled] == [net, other]
+
+
+def test_each_fit_begins_with_a_fresh_scale_of_the_loss():
+    engine = Engine("cpu", "fp32")
+    engine.scaler = torch.amp.GradScaler("cpu", init_scale=4., enabled=True)
+    assert engine.for_training(nn.Linear(1, 1)).scaler.get_scale() != 4 and engine.for_training(nn.Linear(1, 1)).scaler is not engine.for_training(nn.Linear(1, 1)).scaler
