@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'reliability', 'calibration_error', 'chance_calibration_error', 'scaled', 'nll', 'fit_temperature',
-           'Calibration', 'calibrate', 'fold_temperature', 'risk_coverage', 'threshold_for', 'accepted', 'decide']
+           'temperature_interval', 'Calibration', 'calibrate', 'fold_temperature', 'risk_coverage', 'threshold_for',
+           'accepted', 'decide']
 
 # %% ../nbs/09b_calibrate.ipynb #77de68da
 import math
@@ -32,8 +33,9 @@ def _confidence(
     strange = ~((probs > -1e-6) & (probs < 1 + 1e-4)).all(1)  # true for nan too
     if strange.any():
         at = int(strange.nonzero()[0])
-        raise ValueError(f"{who} needs probabilities, and {int(strange.sum())} of {len(probs)} predictions hold something else (the first at position {at}: "
-                         f"{[round(v, 3) for v in probs[at].tolist()[:5]]}): are these logits, or did training run away (nan)?")
+        raise ValueError(f"{who} needs probabilities, and {int(strange.sum())} of {len(probs)} predictions hold something else "
+                         f"(the first at position {at}: {[round(v, 3) for v in probs[at].tolist()[:5]]}): "
+                         "are these logits, or did training run away (nan)?")
     return probs.max(1).values.numpy()
 
 # %% ../nbs/09b_calibrate.ipynb #17ba0791
@@ -54,14 +56,15 @@ def _edges(
     dtype:np.dtype, # of the confidences: 0.8 is another number in another precision
 ) -> np.ndarray: # (bins-1,) the borders between them
     "Borders of bins of equal width on (0,1]."
-    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1: raise ValueError(f"bins is how many bins: a whole number from 1, not {bins!r}")
+    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
+        raise ValueError(f"bins is how many bins: a whole number from 1, not {bins!r}")
     return (np.arange(1, bins) / bins).astype(dtype)
 
 def reliability(
     preds:Preds, # single-label predictions with targets
     bins:int=15, # of equal width on (0,1]; a border belongs to the bin below it
-) -> "pandas.DataFrame": # noqa: F821  # one row a bin that is not empty: confidence, accuracy, n, low, high; its index, "bin", counts from 0
-    "Stated confidence and actual accuracy, bin by bin, the accuracy with Wilson's 95% interval."
+) -> "pandas.DataFrame": # noqa: F821  # confidence, accuracy, n, low, high; the index, "bin", counts the bins from 0
+    "Mean confidence and accuracy of each bin that is not empty, the accuracy with Wilson's 95% interval."
     import pandas as pd
     sure = _confidence(preds, "reliability")
     right = (preds.pred == preds.targets).numpy(force=True)
@@ -69,14 +72,15 @@ def reliability(
     used, at, n = np.unique(bin, return_inverse=True, return_counts=True)
     k = np.bincount(at, right)
     low, high = _wilson(k, n)
-    return pd.DataFrame(dict(confidence=np.bincount(at, sure) / n, accuracy=k / n, n=n, low=low, high=high), index=pd.Index(used, name="bin"))
+    columns = dict(confidence=np.bincount(at, sure) / n, accuracy=k / n, n=n, low=low, high=high)
+    return pd.DataFrame(columns, index=pd.Index(used, name="bin"))
 
 # %% ../nbs/09b_calibrate.ipynb #91032ad7
 def calibration_error(
     preds:Preds, # single-label predictions with targets
     bins:int=15, # of equal width on (0,1]
 ) -> float: # 0 (every promise kept) to 1
-    "Expected calibration error (ECE, Naeini et al. 2015): the mean gap between confidence and accuracy. It depends on `bins` and on how many pictures there are."
+    "Expected calibration error (ECE, Naeini et al. 2015). It depends on `bins`, and on the number of pictures: `chance_calibration_error`."
     table = reliability(preds, bins)
     return float((table.n * (table.accuracy - table.confidence).abs()).sum() / table.n.sum())
 
@@ -107,7 +111,8 @@ def _positive(
     temperature:float, # what should be a temperature
 ) -> float:
     "It, if it is one; else `ValueError`."
-    if not (temperature > 0 and math.isfinite(temperature)): raise ValueError(f"a temperature is above 0 (1 changes nothing, 2 halves the logits), and not {temperature}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"a temperature is above 0 (1 changes nothing, 2 halves the logits), and not {temperature}")
     return float(temperature)
 
 def scaled(
@@ -127,7 +132,11 @@ def nll(
     return float(F.cross_entropy(_log_probs(preds, "nll"), preds.targets.cpu()))
 
 # %% ../nbs/09b_calibrate.ipynb #5b384ce3
-TEMPERATURES = (.02, 50.)  # the lowest and the highest that are looked at
+TEMPERATURES = (.02, 1000.)  # the lowest and the highest that are looked at; at the highest all classes are all but equal
+
+def _all_right(log_probs:Tensor, targets:Tensor) -> bool:
+    "Is no class ever more probable than the right one?"
+    return bool((log_probs.gather(1, targets[:, None])[:, 0] >= log_probs.max(1).values).all())
 
 def _fit(
     log_probs:Tensor, # (n,c) float64
@@ -136,14 +145,15 @@ def _fit(
     "The temperature with the smallest NLL, searched over its logarithm."
     from scipy.optimize import minimize_scalar
     n, low, high = len(targets), *TEMPERATURES
-    if bool((log_probs.gather(1, targets[:, None])[:, 0] >= log_probs.max(1).values).all()):
+    if _all_right(log_probs, targets):
         return 1., (f"all {n} answers are right, so they can't show how much doubt is due: the temperature stays 1 (nothing is changed). "
                     "It takes labelled pictures with some mistakes among them")
     loss = lambda t: float(F.cross_entropy(log_probs / math.exp(t), targets))
     found = math.exp(minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options=dict(xatol=1e-6)).x)
     if low * 1.001 < found < high / 1.001: return found, ""
-    if found > 1: return high, (f"on these {n} pictures the probabilities are no better than saying nothing: the temperature is its upper bound, {high:g}. "
-                                "Do the targets belong to these pictures, and the classes to these columns?")
+    if found > 1: return high, (f"on these {n} pictures the probabilities are no better than saying nothing: "
+                                f"the temperature is its upper bound, {high:g}. Do the targets belong to these pictures, "
+                                "and the classes to these columns?")
     return low, f"the answers are far surer than stated: the temperature is its lower bound, {low:g}"
 
 def fit_temperature(
@@ -154,12 +164,27 @@ def fit_temperature(
     if words: warnings.warn(f"fit_temperature: {words}", stacklevel=2)
     return temperature
 
-# %% ../nbs/09b_calibrate.ipynb #64e095fe
+# %% ../nbs/09b_calibrate.ipynb #98fbc42f
+def temperature_interval(
+    preds:Preds, # single-label predictions with targets
+    temperature:float, # fitted on them
+) -> tuple[float, float]: # low, high, within TEMPERATURES
+    "The 95% interval of a fitted temperature, by the sandwich formula (White 1982). The whole range where the pictures can't tell."
+    log_probs, y, t = _log_probs(preds, "temperature_interval"), preds.targets.cpu(), _positive(temperature)
+    q = (log_probs / t).softmax(1)
+    mean = (q * log_probs).sum(1)
+    g, h = mean - log_probs.gather(1, y[:, None])[:, 0], (q * log_probs.square()).sum(1) - mean.square()
+    width = math.inf if _all_right(log_probs, y) or h.sum() <= 0 else 1.96 * t * float(g.square().sum().sqrt() / h.sum())
+    low, high = TEMPERATURES
+    return max(low, t * math.exp(-width)), min(high, t * math.exp(min(width, 100)))
+
+# %% ../nbs/09b_calibrate.ipynb #b7eb6c68
 @dataclass(frozen=True, repr=False)
 class Calibration:
     "A temperature, and what it does to pictures that had no part in choosing it."
     temperature:float # fitted on all pictures: the one to use
-    temperatures:tuple[float, ...] # of each fold: how much it depends on which pictures there are
+    low:float # its 95% interval
+    high:float
     ece_before:float # expected calibration error of the predictions as they were, 0 to 1
     ece_after:float # cross-fitted
     ece_chance:float # what a perfectly calibrated model would show on so many pictures, on average
@@ -168,9 +193,8 @@ class Calibration:
     preds:Preds # cross-fitted predictions: each picture at the temperature of a fold without it
 
     def __repr__(self):
-        t = self.temperature
-        means = "over-confident" if t > 1 else "too doubtful" if t < 1 else "left as it was"
-        return (f"temperature {t:.2f}: {means} ({min(self.temperatures):.2f} to {max(self.temperatures):.2f} in {len(self.temperatures)} folds of {len(self.preds)} pictures)\n"
+        means = "over-confident" if self.low > 1 else "too doubtful" if self.high < 1 else "calibrated, as far as these can tell"
+        return (f"temperature {self.temperature:.2f} ({self.low:.2f} to {self.high:.2f}) from {len(self.preds)} pictures: {means}\n"
                 f"ECE {self.ece_before:.3f} -> {self.ece_after:.3f} (by chance alone: {self.ece_chance:.3f})\n"
                 f"NLL {self.nll_before:.3f} -> {self.nll_after:.3f}")
 
@@ -186,33 +210,36 @@ def calibrate(
     if len(y) < 2: raise ValueError("calibrate fits on some pictures and judges on others: it needs at least 2, and there is 1")
     if folds < 2: raise ValueError(f"folds is how many parts take turns: at least 2, not {folds}")
     temperature, words = _fit(log_probs, y)
-    fitted, each = [], torch.ones(len(y), 1, dtype=torch.float64)
-    for some, others in KFold(min(folds, len(y)), shuffle=True, random_state=seed).split(y):
-        t, said = _fit(log_probs[some], y[some])
-        fitted.append(t); each[others] = t; words = words or said
+    each = torch.ones(len(y), 1, dtype=torch.float64)  # the temperature of each picture
+    for chosen, others in KFold(min(folds, len(y)), shuffle=True, random_state=seed).split(y):
+        each[others], said = _fit(log_probs[chosen], y[chosen])
+        words = words or said
     if words: warnings.warn(f"calibrate: {words}", stacklevel=2)
     logits = log_probs / each
     after = replace(preds, probs=logits.softmax(1).to(preds.probs), losses=item_losses(logits, y, "single").to(preds.probs.device))
-    return Calibration(temperature, tuple(fitted), calibration_error(preds, bins), calibration_error(after, bins), chance_calibration_error(after, bins)[0],
-                       nll(preds), nll(after), after)
+    low, high = temperature_interval(preds, temperature)
+    return Calibration(temperature, low, high, calibration_error(preds, bins), calibration_error(after, bins),
+                       chance_calibration_error(after, bins)[0], nll(preds), nll(after), after)
 
-# %% ../nbs/09b_calibrate.ipynb #80e28a51
+# %% ../nbs/09b_calibrate.ipynb #9109c85a
 def fold_temperature(
-    head:nn.Sequential, # ends in the linear layer that gives the logits; changed in place
+    head:nn.Module, # the linear layer that gives the logits, or an nn.Sequential that ends in it; changed in place
     temperature:float, # above 0
 ) -> None:
     "Divide the last layer by the temperature, so that the model's own probabilities are the scaled ones. Doing it twice multiplies."
     last = head[-1] if isinstance(head, nn.Sequential) and len(head) else head
-    if not isinstance(last, nn.Linear): raise TypeError(f"the temperature goes into the linear layer at the end of the head, and there is {type(last).__name__}: scale the predictions with scaled(preds, temperature)")
+    if not isinstance(last, nn.Linear):
+        raise TypeError(f"the temperature goes into the linear layer at the end of the head, and there is {type(last).__name__}: "
+                        "scale the predictions with scaled(preds, temperature)")
     temperature = _positive(temperature)
     with torch.no_grad():
         for numbers in last.parameters(): numbers.div_(temperature)
 
-# %% ../nbs/09b_calibrate.ipynb #9109c85a
+# %% ../nbs/09b_calibrate.ipynb #e6c3dd63
 def risk_coverage(
     preds:Preds, # single-label predictions with targets
 ) -> "pandas.DataFrame": # noqa: F821  # one row a threshold: threshold, coverage, error, n, low, high
-    "What accepting only confidences of at least a threshold does: coverage, and the error among the `n` accepted with Wilson's 95% interval. The strictest first."
+    "Coverage, and error among the `n` accepted (with Wilson's 95% interval), for each threshold on the confidence, the strictest first."
     import pandas as pd
     sure = _confidence(preds, "risk_coverage")
     order = np.argsort(-sure, kind="stable")
@@ -222,23 +249,24 @@ def risk_coverage(
     low, high = _wilson(k, n)
     return pd.DataFrame(dict(threshold=sure[last].astype(float), coverage=n / len(sure), error=k / n, n=n, low=low, high=high))
 
-# %% ../nbs/09b_calibrate.ipynb #511a418e
+# %% ../nbs/09b_calibrate.ipynb #2a459380
 def threshold_for(
     preds:Preds, # single-label predictions with targets, of pictures that the model was not trained on
     error:float, # the largest error among the accepted, 0 to 1
     cautious:bool=False, # keep the upper end of the 95% interval below it, not only the error itself
 ) -> float: # 0 to 1; math.inf, with a warning, if no threshold does it: then nothing is accepted
     "The smallest threshold on the confidence whose accepted part errs at most so often (Geifman & El-Yaniv 2017)."
-    if not 0 <= error <= 1: raise ValueError(f"error is the share of the accepted that may be wrong, from 0 to 1 (0.05 is 5%), and not {error}")
+    if not 0 <= error <= 1:
+        raise ValueError(f"error is the share of the accepted that may be wrong, from 0 to 1 (0.05 is 5%), and not {error}")
     table = risk_coverage(preds)
     kept = table.threshold[(table.high if cautious else table.error) <= error]
     if len(kept): return float(kept.iloc[-1])
-    best = table.high.min() if cautious else table.error.min()
-    warnings.warn(f"threshold_for: no threshold brings the {'upper end of the interval of the ' * cautious}error down to {error:g} on these {len(preds)} pictures "
+    what, best = ("upper end of the error's interval", table.high.min()) if cautious else ("error", table.error.min())
+    warnings.warn(f"threshold_for: no threshold brings the {what} down to {error:g} on these {len(preds)} pictures "
                   f"(the lowest is {best:.3g}): nothing is accepted. Ask for less, or judge on more pictures", stacklevel=2)
     return math.inf
 
-# %% ../nbs/09b_calibrate.ipynb #2a459380
+# %% ../nbs/09b_calibrate.ipynb #b4c96d80
 def accepted(
     preds:Preds, # single-label predictions, with or without targets
     threshold:float, # 0 to 1; math.inf accepts nothing
