@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lessonkit import plot_scores as S
-from lessonkit.interpret import confusion_matrix
+from lessonkit.calibrate import calibration_error, reliability, risk_coverage, scaled
+from lessonkit.interpret import accuracy, confusion_matrix, error_rate, precision_recall, roc
 from lessonkit.predict import Preds
 
 NAMES = ["staffordshire_bull_terrier", "american_pit_bull_terrier", "British_Shorthair"] + [f"breed_{i:03}" for i in range(120)]
@@ -63,6 +64,8 @@ def apart(boxes, by=0):
 def pictures():
     return {"matrix2": S.plot_confusion_matrix(made(300, 2)), "matrix12": S.plot_confusion_matrix(made(300, 12)),
             "matrix37": S.plot_confusion_matrix(made(1478, 37, skill=3)), "shares37": S.plot_confusion_matrix(made(1478, 37, skill=3), True),
+            "reliability": S.plot_reliability({"a": made(2000, 9), "b": made(500, 3)}), "roc": S.plot_roc({"a": made(2000, 2), "b": made(50, 2)}),
+            "pr": S.plot_precision_recall(made(5000, 2)), "risk": S.plot_risk_coverage({"a": made(5000, 9), "b": made(50, 9)}),
             "matrix100": S.plot_confusion_matrix(made(5000, 100, skill=4)), "shares100": S.plot_confusion_matrix(made(5000, 100, skill=3), True)}
 
 
@@ -72,9 +75,7 @@ def test_every_picture_is_small_has_words_and_is_no_open_figure():
     for name, fig in pictures().items():
         mime, file = fig.image()
         assert mime == "image/png" and len(file) <= 37_000 and fig.dpi == 60, (name, len(file))
-        shown = io.BytesIO()
-        fig.savefig(shown, dpi=60, bbox_inches="tight")
-        assert Image.open(io.BytesIO(file)).size == Image.open(shown).size, name   # it needed no shrinking
+        assert Image.open(io.BytesIO(file)).width > .85*60*fig.get_figwidth(), name   # it needed no shrinking
         assert len(fig.alt) > 40, name
     assert pyplot.get_fignums() == before
 
@@ -82,6 +83,167 @@ def test_every_picture_is_small_has_words_and_is_no_open_figure():
 def test_matplotlib_is_drawn_without_pyplot():
     code = "import sys, lessonkit.plot_scores; print('matplotlib.pyplot' in sys.modules, 'pandas' in sys.modules, 'sklearn' in sys.modules, 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False"]*4
+
+
+CURVES = {S.plot_reliability: 5, S.plot_roc: 2, S.plot_precision_recall: 2, S.plot_risk_coverage: 5}   # and a number of classes each takes
+
+
+@pytest.mark.parametrize("plot", CURVES)
+def test_curves_on_axes_given_by_name_and_in_the_dark(plot):
+    p, q = made(80, CURVES[plot]), made(80, CURVES[plot], seed=1)
+    own = Figure(figsize=(9, 4))
+    left, right = own.subplots(1, 2)
+    assert plot({"before": p, "after": q}, ax=right) is own and len(own.axes) == 2 and not left.lines and right.get_xlabel() and right.get_ylabel()
+    said = [t.get_text() for t in right.get_legend().get_texts()]
+    assert said[0].startswith("before: ") and said[1].startswith("after: ")
+    fig = plot({"before": p, "after": q}, figsize=(5, 4))
+    assert tuple(fig.get_size_inches()) == (5, 4) and "before: " in fig.alt and "after: " in fig.alt
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == said
+    with style.context("dark_background"): dark, cycle = plot(p), mpl.colors.to_hex("C0")
+    assert cycle in {mpl.colors.to_hex(line.get_color()) for line in dark.axes[0].lines}   # the style's own colours, also when the style is left
+    assert dark.get_facecolor()[:3] == (0, 0, 0) and dark.axes[0].yaxis.label.get_color() == "white"
+    if dark.legends: assert {t.get_color() for t in dark.legends[0].get_texts()} == {"white"}
+    else: assert dark.axes[0].title.get_color() == "white"
+
+
+def test_diagrams_in_one_figure_are_all_said():
+    fig = S._figure((9, 4), S.Picture.alt)
+    left, right = fig.subplots(1, 2)
+    one, two = S.plot_confusion_matrix(made(40, 3), ax=left).alt, S.plot_risk_coverage(made(40, 3), ax=right).alt
+    assert one.startswith("confusion matrix") and two == f"{one}; {S.plot_risk_coverage(made(40, 3)).alt}"
+
+
+@pytest.mark.parametrize("plot", CURVES)
+def test_curves_say_what_they_do_not_take(plot):
+    c = CURVES[plot]
+    with pytest.raises(ValueError, match=f"{plot.__name__}.*none in this dict"): plot({})
+    with pytest.raises(TypeError, match=f"{plot.__name__} takes Preds.*list"): plot([.1, .9])
+    with pytest.raises(TypeError, match="not str"): plot({"a": made(9, c), "b": "c"})
+    with pytest.raises(ValueError, match="true labels"): plot(made(9, c, targets=False))
+    with pytest.raises(ValueError, match="'multi'"): plot(Preds(torch.rand(3, 2), torch.ones(3, 2), None, (), ("a", "b"), "multi"))
+
+
+# --- reliability
+
+@pytest.mark.parametrize("n, c, bins", [(600, 5, 15), (600, 2, 10), (1, 3, 15), (7, 12, 1), (40, 3, 50)])
+def test_reliability_draws_its_table(n, c, bins):
+    p = made(n, c)
+    t, fig = reliability(p, bins), S.plot_reliability(p, bins)
+    above, below = fig.axes
+    points, = [line for line in above.lines if line.get_marker() == "o"]
+    assert np.allclose(points.get_data(), t[["confidence", "accuracy"]].T)
+    assert np.allclose([[*s[0], s[1, 1]] for s in above.collections[0].get_segments()], t[["confidence", "low", "high"]])
+    diagonal, = [line for line in above.lines if line.get_linestyle() == "--"]
+    assert list(map(list, diagonal.get_data())) == [[0, 1], [0, 1]]
+    counts, edges, _ = below.patches[0].get_data()
+    assert {b: counts[b] for b in np.flatnonzero(counts)} == t.n.to_dict() and np.allclose(edges, np.linspace(0, 1, bins + 1))
+    words = f"{p.probs.max(1).values.double().mean():.1%} sure on average, {accuracy(p):.1%} right (ECE {calibration_error(p, bins):.3f})"
+    assert above.get_title() == words and fig.alt == (f"reliability diagram, confidence against share of right answers: {words}, {n} pictures, "
+                                                      f"{t.n.iloc[-1]} of them at {t.confidence.iloc[-1]:.0%}")
+    assert above.get_xlim()[0] < t.confidence.min() and above.get_xlim()[1] > 1   # everything is in sight
+
+
+def test_reliability_of_several():
+    p = made(400, 4)
+    fig = S.plot_reliability({"before": p, "after": scaled(p, 2.5)})
+    above, below = fig.axes
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == [f"{name}: {q.probs.max(1).values.double().mean():.1%} sure on average, {accuracy(p):.1%} right "
+                                                                 f"(ECE {calibration_error(q):.3f})" for name, q in (("before", p), ("after", scaled(p, 2.5)))]
+    assert len(below.patches) == 2 and not any(patch.get_fill() for patch in below.patches)
+    a, b = (line.get_xdata() for line in above.lines if line.get_marker() in "os")
+    assert not set(a) & set(b)   # their intervals stand side by side
+
+
+def test_words_beside_the_reliability_cover_nothing():
+    fig = S.plot_reliability(made(300, 3))
+    fig.draw_without_rendering()
+    word, = fig.axes[0].texts
+    assert word.get_window_extent().x0 >= fig.axes[0].bbox.x1 and word.get_window_extent().x1 <= fig.bbox.x1 and word.get_window_extent().height <= fig.axes[0].bbox.height
+
+
+# --- all thresholds
+
+@pytest.mark.parametrize("positive, at", [(None, 1), (NAMES[0], 0), (1, 1)])
+@pytest.mark.parametrize("plot, curve", [(S.plot_roc, roc), (S.plot_precision_recall, precision_recall)])
+def test_curves_of_two_classes(plot, curve, positive, at):
+    p = made(300, 2, skill=.8)
+    p = p[(p.targets == 1) | (torch.arange(300) % 5 == 0)]   # the classes are not as frequent
+    fig, c, cm = plot(p, positive), curve(p, positive), confusion_matrix(p)
+    line, dot, chance = fig.axes[0].lines
+    assert np.allclose(line.get_data(), (c.x, c.y))
+    found = cm[at, at]/cm[at].sum()
+    if curve is roc:
+        assert [v[0] for v in dot.get_data()] == [cm[1 - at, at]/cm[1 - at].sum(), found] and list(map(list, chance.get_data())) == [[0, 1], [0, 1]]
+        assert line.get_drawstyle() == "default" and "called" in fig.axes[0].get_xlabel() and "found" in fig.axes[0].get_ylabel()
+    else:
+        share = (p.targets == at).double().mean().item()
+        assert [v[0] for v in dot.get_data()] == [found, cm[at, at]/cm[:, at].sum()] and chance.get_ydata() == pytest.approx([share, share])
+        steps = np.r_[0, np.diff(c.x)] @ c.y   # what steps-pre draws: each precision holds back to the recall before
+        assert line.get_drawstyle() == "steps-pre" and steps == pytest.approx(c.area)
+    words = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert words[0] == f"area {c.area:.3f}" and words[2].startswith("chance")
+    assert f"curve of {NAMES[at]!r}: area {c.area:.3f}; at one half " in fig.alt and f"{found:.1%}" in fig.alt
+
+
+def test_lines_of_chance():
+    p, few = made(300, 2), made(300, 2)[(made(300, 2).targets == 0) | (torch.arange(300) % 9 == 0)]
+    chances = lambda fig: [t.get_text() for t in fig.legends[0].get_texts() if "chance" in t.get_text()]
+    share = lambda p: f"chance: {(p.targets == 1).double().mean():.2g}, the share of {NAMES[1]!r}"
+    assert chances(S.plot_precision_recall({"a": p, "b": few})) == [f"a: {share(p)}", f"b: {share(few)}"]
+    assert chances(S.plot_precision_recall({"a": p, "b": scaled(p, 2)})) == [share(p)] and chances(S.plot_roc({"a": p, "b": few})) == ["chance"]
+
+
+def test_nothing_called_positive():
+    p = Preds(torch.tensor([[.9, .1], [.8, .2], [.7, .3]]), torch.tensor([0, 1, 0]), None, (), ("a", "b"), "single")
+    dot = S.plot_precision_recall(p).axes[0].lines[1]
+    assert [v[0] for v in dot.get_data()] == [0, 1]   # as the curve has it
+
+
+def test_curves_of_two_classes_errors():
+    for plot in (S.plot_roc, S.plot_precision_recall):
+        with pytest.raises(ValueError, match="two classes.* 3"): plot(made(30, 3))
+        with pytest.raises(ValueError, match="nobody"): plot(made(30, 2), positive="nobody")
+        other = Preds(*[getattr(made(30, 2), k) for k in ("probs", "targets", "losses")], (), ("x", "y"), "single")
+        with pytest.raises(ValueError, match="same classes.*x, y"): plot({"a": made(30, 2), "b": other})
+        with pytest.raises(ValueError, match="all 3"): plot(made(30, 2)[(made(30, 2).targets == 0).nonzero().flatten()[:3]])
+
+
+# --- risk and coverage
+
+def test_risk_draws_its_table():
+    p = made(500, 4)
+    t, fig = risk_coverage(p), S.plot_risk_coverage(p)
+    ax = fig.axes[0]
+    curve, everything, *dots = ax.lines
+    assert np.allclose(curve.get_data(), t[["coverage", "error"]].T) and everything.get_ydata()[0] == pytest.approx(error_rate(p))
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(v) for v in band.round(9)} >= {tuple(v) for v in t[["coverage", "low"]].to_numpy().round(9)} | {tuple(v) for v in t[["coverage", "high"]].to_numpy().round(9)}
+    assert ax.get_ylim()[0] < 0 and ax.get_ylim()[1] >= t.high[t.coverage >= .1].max()
+    surest = lambda share: error_rate(p[p.probs.max(1).values.sort(descending=True, stable=True).indices[:int(500*share)]])
+    assert ax.get_title() == f"{error_rate(p):.1%} of all answers wrong, {surest(.5):.1%} of the surest half"
+    assert fig.alt == f"error against coverage: {ax.get_title()}, {surest(.8):.1%} of the surest 80%, 500 pictures"
+    sure = p.probs.max(1).values
+    said = {float(a.get_text()): a.xy for a in ax.texts}
+    assert len(said) >= 3 and len(dots) == len(said)
+    for threshold, (x, y) in said.items():
+        kept = (sure >= threshold).nonzero().flatten()
+        assert x == pytest.approx(len(kept)/500) and y == pytest.approx(error_rate(p[kept]))
+
+
+@settings(max_examples=6, deadline=None)
+@given(n=st.integers(1, 300), c=st.integers(2, 9), skill=st.floats(0, 9))
+def test_thresholds_never_cover_each_other(n, c, skill):
+    fig = S.plot_risk_coverage(made(n, c, skill=skill))
+    fig.draw_without_rendering()
+    for t in fig.axes[0].texts: assert t.xy[0] >= .05
+    assert apart(boxes(fig.axes[0].texts))
+
+
+def test_risk_of_equal_confidences_and_of_one():
+    flat = Preds(torch.tensor([[.6, .4]]*4), torch.tensor([0, 0, 0, 1]), None, (), ("a", "b"), "single")
+    fig = S.plot_risk_coverage(flat)
+    assert fig.axes[0].lines[0].get_marker() == "o" and fig.axes[0].get_title() == "25.0% of all answers wrong, 25.0% of the surest half" and not fig.axes[0].texts
+    S.plot_risk_coverage(made(1, 3)).image()
 
 
 # --- the confusion matrix
@@ -207,8 +369,12 @@ def test_matrix_axes_sizes_and_colours():
     assert fig.get_facecolor()[:3] == (0, 0, 0) and fig.axes[0].get_xticklabels()[0].get_color() == "white"
     faint = fig.axes[0].images[1].cmap(0.)[:3]
     assert S._light(faint) < .1 and S._light(S.plot_confusion_matrix(p).axes[0].images[1].cmap(0.)[:3]) > .6   # shades begin near the page
-    clear = {"figure.facecolor": "none", "axes.facecolor": "none"}
-    with mpl.rc_context(clear): assert S._light(S.plot_confusion_matrix(p).axes[0].images[1].cmap(0.)[:3]) > .6
+    clear = {"figure.facecolor": "none", "axes.facecolor": "none"}   # the page shines through: which it is, the colour of the text tells
+    for text, dark in (("black", False), ("white", True)):
+        with mpl.rc_context(clear | {"text.color": text}): assert (S._light(S.plot_confusion_matrix(p).axes[0].images[1].cmap(0.)[:3]) < .3) == dark
+    part = Figure(facecolor="black").subfigures(1, 2)[0]
+    S.plot_confusion_matrix(p, ax=part.add_subplot(facecolor="none"))
+    assert S._light(part.axes[0].images[1].cmap(0.)[:3]) < .1
 
 
 def test_matrix_long_names_are_cut():
