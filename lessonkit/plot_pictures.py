@@ -85,7 +85,7 @@ def plot_items(
     "Any of the pictures, each with what it is and what the model said. Only their files are opened."
     _need(preds, "plot_items", targets=False, empty=True)
     shown = preds[idx]
-    if not len(shown): return _nothing(f"{title}: none" if title else "none", figsize)
+    if not len(shown): return _nothing(f"{title or 'Pictures'}: none", figsize)
     if not shown.paths:
         raise ValueError("to show pictures their files are opened, and these predictions have no paths (were they made from arrays?): "
                          "predict from files, or draw your arrays with show_images(arrays, titles)")
@@ -186,7 +186,7 @@ def show_results(
     **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "Pictures drawn by lot, with what they are and what the model said: green where that is right, red where it is wrong."
-    _need(preds, "show_results", targets=False)
+    _need(preds, "show_results", targets=False, empty=True)
     idx = np.random.default_rng(seed).permutation(len(preds))[:_first(k, len(preds))]
     return plot_items(preds, idx, **options)
 

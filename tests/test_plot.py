@@ -8,19 +8,15 @@ from types import SimpleNamespace as Fake
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from lessonkit import plot as P
 from lessonkit.augment import augmentations
 from lessonkit.data import ImageData
-from lessonkit.interpret import confusion_matrix, top_losses, wrong
-from lessonkit.predict import Preds
 from lessonkit.lr_finder import LRFind, suggest_rates
 from lessonkit.schedule import flat_cos, one_cycle, sgdr
 from lessonkit.train import FitRecord, History
-
-NAMES = ["staffordshire_bull_terrier", "american_pit_bull_terrier", "British_Shorthair"] + [f"breed_{i:03}" for i in range(120)]
 
 
 def photo(path, seed=0, size=(200, 150)):
@@ -29,16 +25,6 @@ def photo(path, seed=0, size=(200, 150)):
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     Image.fromarray((np.asarray(small) + rng.normal(0, 12, (size[1], size[0], 3))).clip(0, 255).astype(np.uint8)).save(path)
     return path
-
-
-def made(n=30, c=5, seed=0, skill=2., paths=(), targets=True):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, c, (n,), generator=g)
-    scores = torch.randn(n, c, generator=g)
-    scores[range(n), y] += skill
-    probs = scores.softmax(1)
-    losses = -probs[range(n), y].log()
-    return Preds(probs, y if targets else None, losses if targets else None, tuple(paths), tuple(NAMES[:c]), "single")
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +86,65 @@ def test_grid_errors():
         with pytest.raises(ValueError, match=words): bad()
 
 
+def test_titles_stand_on_one_line_and_never_overlap(folder):
+    "Also where pictures are of different shapes, and names as long as breeds have them."
+    files = sorted(folder.glob("*.jpg"))
+    for names in (["staffordshire_bull_terrier"]*8, [f"a: {w}\nb: {w} 0.12" for w in ("pug", "american_pit_bull_terrier")*4]):
+        fig = P.show_images(files[:8], names, ncols=4, suptitle="some words above them all")
+        assert not overlap(fig)
+        bottoms, tops = ([f(ax) for ax in fig.axes] for f in (lambda ax: ax.title.get_window_extent().y0, lambda ax: ax.get_window_extent().y1))
+        heading = fig._suptitle.get_window_extent()
+        assert all(heading.y0 >= ax.title.get_window_extent().y1 for ax in fig.axes)
+        for row in (slice(0, 4), slice(4, 8)): assert max(bottoms[row]) - min(bottoms[row]) < 3 and max(tops[row]) - min(tops[row]) < 1
+        assert len({ax.get_window_extent().height for ax in fig.axes}) > 1   # the pictures differ in shape
+
+
+# --- heat maps and pictures that can't be shown
+
+@settings(max_examples=20, deadline=None)
+@given(h=st.integers(1, 9), w=st.integers(1, 9), seed=st.integers(0, 99), tensor=st.booleans())
+def test_heat_is_clear_where_it_is_zero_and_never_hides_the_picture(h, w, seed, tensor):
+    heat = np.random.default_rng(seed).random((h, w))*(np.random.default_rng(seed + 1).random((h, w)) > .5)
+    colours = P._coloured(torch.from_numpy(heat) if tensor else heat, (w, h))   # at its own size nothing is interpolated
+    assert colours.shape == (h, w, 4) and (colours[heat < .1][:, 3] < 1e-6).all() and (colours[heat > .9][:, 3] > .549).all() and colours[..., 3].max(initial=0) <= .5501
+    order = np.argsort(heat.ravel())
+    assert (np.diff(colours[..., 3].ravel()[order]) >= -1e-6).all()
+    bright = colours[..., :3].ravel().reshape(-1, 3)[order] @ [.2126, .7152, .0722]
+    assert (np.diff(bright) > -.01).all()   # more is also brighter: readable without seeing any colour
+
+
+def test_heat_fills_the_picture_it_is_of(folder):
+    files = sorted(folder.glob("*.jpg"))[:2]
+    left, right = np.eye(2)[[0, 0]], np.eye(2)[[1, 1]]
+    fig = P.show_images(files, heat=torch.from_numpy(np.stack([left, right])))
+    for ax, side in zip(fig.axes, (0, -1)):
+        picture, over = ax.images
+        strength = np.asarray(over.get_array())[..., 3].mean(0)
+        assert over.get_array().shape[:2] == picture.get_array().shape[:2] and over.get_extent() == picture.get_extent()
+        assert strength[side] > .5 and strength[-1 - side] < .01
+    assert "heat map" in fig.alt
+    for bad in (np.ones((2, 2, 2)), np.ones(2), np.full((2, 2), 1.1), np.full((2, 2), -.1), np.full((2, 2), np.nan)):
+        with pytest.raises(ValueError, match="lies in .0,1"): P.show_images(files[:1], heat=[bad])
+    with pytest.raises(ValueError, match="2 pictures and 1 heat maps"): P.show_images(files, heat=[left])
+
+
+def test_what_cannot_be_opened_leaves_a_tile_with_the_reason(folder, tmp_path):
+    (tmp_path/"broken.jpg").write_bytes(b"no picture")
+    (tmp_path/"torn.npy").write_bytes(b"no array")
+    bad = [tmp_path/"gone.jpg", tmp_path/"broken.jpg", str(tmp_path/"torn.npy"), tmp_path/"gone.npy", b"no picture", tmp_path]
+    fig = P.show_images([next(folder.glob("*.jpg")), *bad], list("abcdefg"), heat=[np.ones((2, 2))]*7)
+    assert titles(fig) == list("abcdefg") and [len(ax.texts) for ax in fig.axes] == [0] + [1]*6 and [len(ax.images) for ax in fig.axes] == [2] + [1]*6
+    assert fig.alt.count("can't be shown") == 6 and fig.alt.count("there is no such file") == 2 and str(tmp_path) not in fig.alt and "0x" not in fig.alt
+    for i, name in ((2, "gone.jpg"), (3, "broken.jpg"), (4, "torn.npy"), (5, "gone.npy"), (6, "the bytes given")): assert f"Picture {i} can't be shown: {name}: " in fig.alt
+    with pytest.raises(ValueError, match="normalised"): P.show_images([torch.randn(3, 8, 8)*3])   # a mistake of the caller's is an error as before
+
+
 # --- weight, words and leftovers
 
 def drawn(folder, data):
-    p = made(24, 3, paths=sorted(folder.glob("*.jpg")))
     h = Fake(fits=[record("one", 5, 2)])
     return {"batch": P.show_batch(data), "unique": P.show_batch(data, unique=True),
-            "results": P.show_results(p), "top": P.plot_top_losses(p),
-            "matrix2": P.plot_confusion_matrix(made(300, 2)), "matrix12": P.plot_confusion_matrix(made(300, 12)),
-            "matrix37": P.plot_confusion_matrix(made(1478, 37, skill=3)), "matrix100": P.plot_confusion_matrix(made(5000, 100, skill=4)),
+            "heat": P.show_images(sorted(folder.glob("*.jpg")), heat=np.ones((24, 2, 2))),
             "loss": P.plot_loss(h), "schedule": P.plot_schedule(h), "groups": P.plot_schedule(h, groups="all"), "bare": P.plot_schedule(one_cycle()),
             "bares": P.plot_schedule({"a": sgdr(), "b": flat_cos()}, epochs=7), "metrics": P.plot_metrics(h), "finder": P.plot_lr_find(hump())}
 
@@ -136,11 +172,18 @@ def test_a_notebook_shows_a_picture_once_with_its_words(monkeypatch, data):
 
 def test_dark_style(folder):
     from matplotlib import style
-    with style.context("dark_background"):
-        fig, p = P.plot_confusion_matrix(made(50, 3)), made(24, 2, paths=sorted(folder.glob("*.jpg")))
-        top = P.plot_top_losses(p, 2)
-    assert fig.get_facecolor()[:3] == (0, 0, 0) and fig.axes[0].get_xticklabels()[0].get_color() == "white"
-    assert top.axes[0].title.get_color() == "white"
+    with style.context("dark_background"): fig = P.show_images(sorted(folder.glob("*.jpg"))[:2], ["a", "b"], suptitle="both")
+    assert fig.get_facecolor()[:3] == (0, 0, 0) and {t.get_color() for t in (*(ax.title for ax in fig.axes), *fig.texts)} == {"white"}
+
+
+@pytest.mark.parametrize("text, face, paper", [("black", "none", 255), ("white", "none", 0), ("#ddd", "none", 0), ("white", "#222", 0x22), ("black", "white", 255), ("black", (1, 1, 1, 0), 255)])
+@pytest.mark.parametrize("photos", [True, False])
+def test_words_can_be_read_without_a_background(folder, text, face, paper, photos):
+    "A JPEG can't be transparent, and what Pillow takes for transparent is black."
+    import matplotlib as mpl
+    with mpl.rc_context({"figure.facecolor": face, "text.color": text}): fig = P.show_images([np.full((9, 9, 3), 128, np.uint8)], ["title"])
+    fig.photos = photos
+    assert abs(np.asarray(Image.open(io.BytesIO(fig.image()[1])).convert("RGB"))[0, 0].astype(int) - paper).max() <= 8
 
 
 def test_matplotlib_is_drawn_without_pyplot():
@@ -178,112 +221,6 @@ def test_batch_other_kinds_and_errors(folder, data):
     with pytest.raises(ValueError, match="'trian'"): P.show_batch(data, split="trian")
     with pytest.raises(ValueError, match="not 0"): P.show_batch(data, n=0)
     with pytest.raises(ValueError, match="augment=augmentations"): P.show_batch(multi, unique=True)
-
-
-# --- results
-
-def test_results_say_which_line_is_which(folder):
-    p = made(24, 3, paths=sorted(folder.glob("*.jpg")), skill=.7)
-    fig, bad = P.show_results(p, k=24), {int(i) for i in wrong(p)}
-    assert bad and len(bad) < 24
-    want = sorted((NAMES[p.targets[i]], NAMES[p.probs[i].argmax()]) for i in range(24))
-    got = [t.split() for t in titles(fig)]
-    assert sorted((t[1], t[3]) for t in got) == want and all((t[0], t[2]) == ("actual:", "predicted:") for t in got)
-    for ax, t in zip(fig.axes, got):
-        assert (ax.title.get_color(), t[4]) == ((P.RIGHT, "\u2713") if t[1] == t[3] else (P.WRONG, "\u2717"))
-    assert not overlap(fig)
-    assert titles(P.show_results(p, seed=1)) == titles(P.show_results(p, seed=1)) != titles(P.show_results(p, seed=2))
-
-
-def test_results_without_labels_and_other_kinds(folder):
-    files = tuple(sorted(folder.glob("*.jpg")))[:3]
-    bare = P.show_results(made(3, 2, paths=files, targets=False))
-    assert all(t.split()[0] == "predicted:" and len(t.split()) == 2 for t in titles(bare))
-    y = torch.tensor([[1., 0], [1, 0], [0, 0]])
-    multi = Preds(torch.tensor([[.9, .1], [.9, .9], [.1, .1]]), y, None, files, ("a", "b"), "multi")
-    assert set(titles(P.show_results(multi))) == {
-        "actual: a\npredicted: a \u2713", "actual: a\npredicted: a;b \u2717", "actual: (none)\npredicted: (none) \u2713"}
-    number = Preds(torch.tensor([[1.23456], [2.], [3.]]), torch.ones(3, 1), torch.zeros(3), files, (), "number")
-    assert "actual: 1\npredicted: 1.235" in titles(P.show_results(number))
-    assert "1.235\n/ 1\n/ 0.00" in titles(P.plot_top_losses(number))
-
-
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(k=st.integers(1, 12), seed=st.integers(0, 99))
-def test_only_the_shown_files_are_opened(tmp_path, k, seed):
-    p = made(2000, 3, seed, paths=[tmp_path/f"{seed}_{i}.jpg" for i in range(2000)])
-    losses, idx = top_losses(p, k)
-    for i in idx: photo(p.paths[i], size=(20, 20))  # the other files do not exist
-    fig = P.plot_top_losses(p, k)
-    for t, loss, i in zip(titles(fig), losses, idx):
-        said, was = NAMES[p.probs[i].argmax()], NAMES[p.targets[i]]
-        assert t.replace("\n", " ") == f"{said} / {was} / {loss:.2f} / {p.probs[i, p.targets[i]]:.2f}"
-    assert fig.get_suptitle().replace("\n", " ") == "prediction / actual / loss / probability of the actual class"
-    assert not overlap(fig)
-
-
-def test_result_errors(folder):
-    files = sorted(folder.glob("*.jpg"))
-    for f in (P.show_results, P.plot_top_losses):
-        with pytest.raises(ValueError, match="no paths.*show_images"): f(made(24, 3))
-        for k in (0, -1):
-            with pytest.raises(ValueError, match=f"at least 1, not {k}"): f(made(24, 3, paths=files), k)
-    with pytest.raises(ValueError, match="true labels.*validation"): P.plot_top_losses(made(24, 3, paths=files, targets=False))
-    assert P.plot_top_losses(made(2, 3, paths=[folder/"gone_1.jpg", folder/"gone_2.jpg"])).alt.count("there is no such file") == 2
-
-
-# --- the confusion matrix
-
-@settings(max_examples=20, deadline=None)
-@given(c=st.integers(2, 40), seed=st.integers(0, 99), normalize=st.booleans(), cmap=st.sampled_from(["Blues", "viridis"]))
-def test_matrix_cells(c, seed, normalize, cmap):
-    p = made(10*c, c, seed)
-    cm, ax = confusion_matrix(p), P.plot_confusion_matrix(p, normalize, cmap=cmap).axes[0]
-    values = 100*cm/np.maximum(cm.sum(1, keepdims=True), 1) if normalize else cm
-    assert np.allclose(ax.images[0].get_array(), values) and (ax.get_xlabel(), ax.get_ylabel()) == ("Predicted", "Actual")
-    cells = {(round(t.get_position()[1]), round(t.get_position()[0])): t for t in ax.texts}
-    assert set(cells) == set(zip(*(a.tolist() for a in np.nonzero(cm))))
-    for at, t in cells.items():
-        v = values[at]
-        assert t.get_text() == ("<1" if 0 < v < 1 else f"{v:.0f}") and t.get_fontsize() >= 7
-        assert (t.get_color() == "white") == ((v > values.max()/2) == (cmap == "Blues"))
-    assert [t.get_text() for t in ax.get_xticklabels()] == [t.get_text() for t in ax.get_yticklabels()] == NAMES[:c]
-    assert all(t.get_rotation() == 90 for t in ax.get_xticklabels())
-
-
-def test_matrix_names_do_not_overlap_and_nothing_is_cut():
-    for c in (2, 12, 37, 100):
-        fig = P.plot_confusion_matrix(made(3000, c, skill=4))
-        fig.draw_without_rendering()
-        for labels, lo, hi in ((fig.axes[0].get_yticklabels(), "y0", "y1"), (fig.axes[0].get_xticklabels(), "x0", "x1")):
-            boxes = sorted((getattr(b, lo), getattr(b, hi)) for t in labels if (b := t.get_window_extent()))
-            assert all(b[0] >= a[1] - 3 for a, b in zip(boxes, boxes[1:])), c
-
-
-def test_matrix_of_many_classes_calls_out_the_largest():
-    n, c = 3000, 100
-    y = torch.arange(n) % c
-    said = y.clone()
-    said[y == 7] = torch.where(torch.arange(30) < 9, 70, 7)
-    said[y == 80] = torch.where(torch.arange(30) < 5, 8, 80)
-    p = Preds(torch.eye(c)[said], y, None, (), tuple(NAMES[:c]), "single")
-    ax = P.plot_confusion_matrix(p).axes[0]
-    assert {(*t.xy, t.get_text()) for t in ax.texts} == {(70, 7, "9"), (8, 80, "5")}
-    assert {NAMES[7], NAMES[80]} <= {t.get_text() for t in ax.get_yticklabels()}
-    assert {NAMES[70], NAMES[8]} <= {t.get_text() for t in ax.get_xticklabels()}
-
-
-def test_matrix_empty_rows_axes_and_errors():
-    from matplotlib.figure import Figure
-    p = Preds(torch.eye(3)[[0, 0]], torch.tensor([0, 0]), None, (), ("a", "b", "c"), "single")
-    assert np.isfinite(P.plot_confusion_matrix(p, normalize=True).axes[0].images[0].get_array()).all()
-    own = Figure()
-    assert P.plot_confusion_matrix(p, ax=own.add_subplot()) is own and own.axes[0].get_xlabel() == "Predicted"
-    fig = P.plot_confusion_matrix(p, figsize=(5, 4), dpi=99)
-    assert tuple(fig.get_size_inches()) == (5, 4) and fig.dpi == 99
-    with pytest.raises(ValueError, match="true labels"): P.plot_confusion_matrix(made(targets=False))
-    multi = Preds(torch.rand(3, 2), torch.ones(3, 2), None, (), ("a", "b"), "multi")
-    with pytest.raises(ValueError, match="'multi'"): P.plot_confusion_matrix(multi)
 
 
 # --- losses and schedules
