@@ -11,9 +11,11 @@ from pathlib import Path
 from torchvision import models
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
-from . import augment, data, datasets, exercises, interpret, learner, lr_finder, model, plot, precompute, predict, sample, schedule, train
+from . import (augment, calibrate, data, datasets, duplicates, exercises, explain, interpret, learner, lr_finder, model, plot, plot_pictures, plot_scores,
+                       precompute, predict, sample, schedule, train)
 
 __all__ = ["Path", "models", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "datasets", "sample"]
-for _module in (data, augment, model, schedule, train, precompute, lr_finder, predict, interpret, plot, learner, exercises):
+for _module in (data, augment, model, schedule, train, precompute, lr_finder, predict, interpret, calibrate, explain, duplicates, plot, plot_pictures,
+                plot_scores, learner, exercises):
     globals().update({_name: getattr(_module, _name) for _name in _module.__all__})
     __all__ += _module.__all__

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
-from . import __version__, interpret, plot
+from . import __version__, interpret, plot, plot_pictures, plot_scores
 from .augment import Mix, mix_batch
-from .data import ImageData, fingerprint
+from .calibrate import TEMPERATURES, Calibration, calibrate, fold_temperature
+from .data import ImageData, fingerprint, image_files
+from .explain import heat_maps
 from .interpret import default_metrics
 from .lr_finder import LRFind, find_rate
 from .model import create_model, summary
 from .precompute import feature_dir, precompute, why_not, write_whole
-from .predict import Prediction, Preds, mean_preds, predict_one, predict_set
+from .predict import Prediction, Preds, mean_preds, predict_files, predict_one, predict_set, tta_set
 from .schedule import Schedule, constant, cycle_ends, flat_cos, group_rates, one_cycle, one_cycle_momentum, sgdr
 from .train import (Engine, FitRecord, History, Phase, Plan, Step, Table, balanced_weights, in_notebook, item_losses, keep_memory, make_optimiser,
                              run_phase, stop_flag, train_steps)
@@ -345,7 +347,7 @@ class Learner:
     ) -> LRFind:
         "Train with growing rates, show the loss, and put everything back (Smith 2015)."
         model, data = self._trained(FitRecord("lr_find"))
-        found = find_rate(model, data.train, self._parameters(), self._loss, self.engine, start_lr=start_lr, end_lr=end_lr, num_it=num_it,
+        found = find_rate(model, data.train, self.model.group_parameters(), self._loss, self.engine, start_lr=start_lr, end_lr=end_lr, num_it=num_it,
                           linear=linear, stop_div=stop_div, optimiser=self.optimiser, wd=self.wd, seed=self.seed, mix=self._mixing())
         if show_plot and self.show and in_notebook(): plot.plot_lr_find(found)._ipython_display_()
         return found
@@ -371,25 +373,69 @@ class Learner:
 
     # ---- predictions
     def get_preds(self,
-        what:str|Sequence[Path]="valid", # "valid", "train" (without augmentation), "test", or a list of files
+        what:str|Sequence="valid", # "valid", "train" (without augmentation), "test", or a list of pictures: paths, bytes, Pillow images, arrays
     ) -> Preds:
-        "What the model says about a set, in its order. Kept until the model changes, so asking twice costs nothing."
-        if isinstance(what, str) and (kept := self._preds.get(what)) and kept[0] == self._version(self.model) and kept[1] is self.data: return kept[2]
+        "What the model says about a set, in its order. Kept until the model changes, so asking twice costs nothing. Files of a list that can't be read are left out, with a warning."
+        if not isinstance(what, str): return predict_files(self.model, what, self.data.valid, self.engine, self.data.classes, self.data.kind)
+        if (kept := self._preds.get(what)) and kept[0] == self._version(self.model) and kept[1] is self.data: return kept[2]
         return self._predict(what, self.model, self.data)
 
-    def _predict(self, what, model, data:ImageData) -> Preds:
+    def predict_folder(self,
+        path:str|Path,
+        recurse:bool=True, # look in folders inside it, too?
+    ) -> Preds: # `.to_frame()` is the table of file and prediction
+        "What the model says about all pictures in a folder; no more than a few batches of them are in memory at a time."
+        if not (files := image_files(path, recurse, self.data.channels)): raise ValueError(f"there are no pictures in {str(path)!r}")
+        return self.get_preds(files)
+
+    def tta(self,
+        n:int=4, # random views of each picture
+        beta:float|None=None, # weight of the plain prediction, 0 to 1; None: 1/4, and .4 for corners
+        form:str="random", # "random": views as training varies them; "corners": the four corners, mirrored too if training mirrors
+        scale:float=1.35, # of "corners": magnification
+        what:str="valid", # "valid", "train" or "test"
+    ) -> Preds: # the blend; `get_preds` has the plain ones
+        "Test-time augmentation: the mean over several views of each picture. Says whether that helped."
+        found = tta_set(self.model, self._loader(what, self.data), self.data.augment, self.engine, self.data.classes, self.data.kind, form=form, n=n, beta=beta, scale=scale, seed=self.seed)
+        self._preds[what] = self._version(self.model), self.data, found.plain
+        blend = found.preds
+        if blend.targets is not None and blend.kind == "single": self._say(f"test-time augmentation, {len(found.views)} views: {interpret.compare(found.plain, blend)}")
+        elif blend.targets is not None:
+            self._say(f"test-time augmentation, {len(found.views)} views: " + ", ".join(f"{k} {v:.6g} (plain {plain:.6g})" for (k, v), plain in zip(self._scores(blend).items(), self._scores(found.plain).values())))
+        return blend
+
+    @staticmethod
+    def _loader(what:str, data:ImageData):
         loaders = {"valid": data.valid, "train": data.train_eval, "test": data.test}
-        if not isinstance(what, str): loader = replace(data.valid, paths=tuple(map(Path, what)), targets=None, _kept={})
-        elif what not in loaders: raise ValueError(f"what is 'valid', 'train', 'test' or a list of files; got {what!r}")
-        else: loader = loaders[what]
-        if loader is None: raise ValueError("this data has no test pictures: name their folder with test= when you make it, or pass a list of files")
-        preds = predict_set(model, loader, self.engine, data.classes, data.kind)
-        if isinstance(what, str): self._preds[what] = self._version(self.model), self.data, preds
+        if what not in loaders: raise ValueError(f"what is 'valid', 'train', 'test' or a list of pictures; got {what!r}")
+        if loaders[what] is None: raise ValueError("this data has no test pictures: name their folder with test= when you make it, or pass a list of files")
+        return loaders[what]
+
+    def _predict(self, what:str, model, data:ImageData) -> Preds:
+        preds = predict_set(model, self._loader(what, data), self.engine, data.classes, data.kind)
+        self._preds[what] = self._version(self.model), self.data, preds
         return preds
+
+    def calibrate(self) -> Calibration:
+        "Find the temperature that makes the probabilities fit the validation set (Guo et al. 2017), and divide the head's last layer by it: what the model says stays, how sure it is changes."
+        found = calibrate(self.get_preds())
+        self._say(str(found))
+        if found.temperature < TEMPERATURES[1]: fold_temperature(self.model.head, found.temperature)
+        else: self._say("the model is left as it is")
+        return found
+
+    def heat_maps(self,
+        idx:Sequence[int], # positions in the validation set
+        target:Sequence[int]|None=None, # numbers of the classes to look for; None: the one predicted for each
+    ) -> torch.Tensor: # (k,size,size) in [0,1]
+        "Where in each picture the model found its reasons (Grad-CAM)."
+        idx, valid = [int(i) for i in idx], self.data.valid
+        some = replace(valid, paths=tuple(valid.paths[i] for i in idx), targets=valid.targets[idx], _kept={})
+        return heat_maps(self.model, some, self.engine, target)
 
     def average(self,
         names:Sequence[str]|str, # of saved models; or the name of snapshots, for all of them
-        what:str|Sequence[Path]="valid", # as in `get_preds`
+        what:str|Sequence="valid", # as in `get_preds`
     ) -> Preds: # the mean of their probabilities
         "What several saved models say together. The learner's own weights stay."
         if isinstance(names, str):
@@ -467,6 +513,25 @@ class Learner:
     def plot_loss(self, **kw): return plot.plot_loss(self.history, **kw)
     def plot_metrics(self, **kw): return plot.plot_metrics(self.history, **kw)
     def plot_schedule(self, **kw): return plot.plot_schedule(self.history, **dict(names=[name for name, _ in self.model.groups]) | kw)
-    def plot_top_losses(self, k:int=9, **kw): return plot.plot_top_losses(self.get_preds(), k, **kw)
-    def plot_confusion_matrix(self, **kw): return plot.plot_confusion_matrix(self.get_preds(), **kw)
-    def show_results(self, k:int=9, **kw): return plot.show_results(self.get_preds(), k, **kw)
+
+    # ---- looking at pictures of the validation set; **kw: ncols, figsize, crop=True for what the model sees, heatmap=True for where it looked
+    def plot_correct(self, k:int=4, **kw): return self._draw(plot_pictures.plot_correct, k, **kw)
+    def plot_incorrect(self, k:int=4, **kw): return self._draw(plot_pictures.plot_incorrect, k, **kw)
+    def plot_most_correct(self, label, k:int=4, **kw): return self._draw(plot_pictures.plot_most_correct, label, k, **kw)
+    def plot_most_incorrect(self, label, k:int=4, **kw): return self._draw(plot_pictures.plot_most_incorrect, label, k, **kw)
+    def plot_most_uncertain(self, k:int=4, **kw): return self._draw(plot_pictures.plot_most_uncertain, k, **kw)
+    def plot_top_losses(self, k:int=9, **kw): return self._draw(plot_pictures.plot_top_losses, k, **kw)
+    def plot_cell(self, actual, predicted, k:int=4, **kw): return self._draw(plot_pictures.plot_cell, actual, predicted, k, **kw)
+    def show_results(self, k:int=9, **kw): return self._draw(plot_pictures.show_results, k, **kw)
+
+    def _draw(self, plot:Callable, *args, crop:bool=False, heatmap:bool=False, **kw):
+        if heatmap: kw["heat"] = self.heat_maps
+        return plot(self.get_preds(), *args, data=self.data if crop or heatmap else None, **kw)
+
+    # ---- and at numbers
+    def plot_confusion_matrix(self, **kw): return plot_scores.plot_confusion_matrix(self.get_preds(), **kw)
+    def plot_reliability(self, **kw): return plot_scores.plot_reliability(self.get_preds(), **kw)
+    def plot_risk_coverage(self, **kw): return plot_scores.plot_risk_coverage(self.get_preds(), **kw)
+    def plot_roc(self, **kw): return plot_scores.plot_roc(self.get_preds(), **kw)
+    def plot_precision_recall(self, **kw): return plot_scores.plot_precision_recall(self.get_preds(), **kw)
+    def report(self): return interpret.report(self.get_preds())

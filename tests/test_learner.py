@@ -6,8 +6,9 @@ import torch
 
 from lessonkit import sample
 from lessonkit.augment import augmentations
+from lessonkit.calibrate import fit_temperature, scaled
 from lessonkit.data import ImageData, image_files
-from lessonkit.interpret import accuracy, error_rate
+from lessonkit.interpret import accuracy, compare, error_rate
 from lessonkit.learner import Learner
 from lessonkit.predict import predict_set
 
@@ -175,6 +176,73 @@ def test_test_pictures_and_new_files(flat, tmp_path):
     assert preds.targets is None and preds.losses is None and preds.paths == tuple(image_files(folders / "test"))
     again = learn.get_preds(image_files(folders / "test"))
     assert torch.allclose(again.probs, preds.probs, atol=1e-5)
+
+
+def test_views_of_each_picture_are_blended_and_judged(flat, capsys, monkeypatch):
+    import lessonkit.data
+    learn = learner(data_of(flat, augment=augmentations()), show=True)
+    learn.fit_one_cycle(1, 1e-2)
+    opened = []
+    true_open = lessonkit.data.open_pixels
+    monkeypatch.setattr(lessonkit.data, "open_pixels", lambda source, *a: opened.append(source) or true_open(source, *a))
+    capsys.readouterr()
+    blend = learn.tta(3, beta=.4)
+    assert sorted(opened) == sorted(learn.data.valid.paths)          # once for all views
+    said, plain = capsys.readouterr().out, learn.get_preds()
+    assert len(opened) == learn.data.valid.n and not torch.equal(plain.probs, blend.probs)
+    assert said == f"test-time augmentation, 3 views: {compare(plain, blend)}\n"
+    assert torch.equal(learn.tta(3, beta=1.).probs, plain.probs)
+    assert len(learn.tta(form="corners", what="train")) == learn.data.train.n
+    with pytest.raises(ValueError, match="got 'trian'"): learn.tta(what="trian")
+
+
+def test_a_calibrated_model_stays_so_when_it_is_saved(flat, tmp_path):
+    data = data_of(flat)
+    learn = learner(data, model_dir=tmp_path)
+    learn.fit_one_cycle(1, 1e-4)
+    before = learn.get_preds()
+    found = learn.calibrate()
+    assert found.temperature == fit_temperature(before) != 1
+    assert torch.equal(learn.get_preds().pred, before.pred)
+    assert torch.allclose(learn.get_preds().probs, scaled(before, found.temperature).probs, atol=1e-5)
+    learn.save("calibrated")
+    assert torch.equal(learner(data, model_dir=tmp_path, seed=1).load("calibrated").get_preds().probs, learn.get_preds().probs)
+
+
+def test_a_model_that_knows_nothing_is_not_calibrated_away(flat, capsys):
+    learn = learner(data_of(flat), show=True)
+    learn.fit_one_cycle(2, 1e-2)
+    before = weights(learn)
+    with pytest.warns(UserWarning, match="no better than saying nothing"): learn.calibrate()
+    assert same(before, weights(learn)) and "left as it is" in capsys.readouterr().out
+
+
+def test_heat_maps_are_of_the_pictures_that_were_asked_for(flat):
+    learn = learner(data_of(flat))
+    weights_before, state = weights(learn), [(p.requires_grad, p.grad) for p in learn.model.parameters()]
+    maps = learn.heat_maps([4, 1])
+    assert torch.equal(maps[1], learn.heat_maps([1])[0]) and torch.equal(maps[0], learn.heat_maps(torch.tensor([4]))[0])
+    assert same(weights(learn), weights_before) and [(p.requires_grad, p.grad) for p in learn.model.parameters()] == state
+    assert not torch.equal(learn.heat_maps([1], [0]), learn.heat_maps([1], [1]))
+
+
+def test_a_folder_of_new_pictures_with_a_broken_one(flat, tmp_path):
+    learn = learner(data_of(flat))
+    sample.tiny(tmp_path / "new", n=9)
+    (tmp_path / "new" / "broken.jpg").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="1 of 10 files.*broken.jpg"): preds = learn.predict_folder(tmp_path / "new")
+    assert len(preds) == 9 and "broken.jpg" not in set(preds.to_frame().file)
+    assert torch.allclose(preds.probs[3], learn.predict(preds.paths[3]).probs, atol=1e-5)
+    with pytest.raises(FileNotFoundError, match="no folder"): learn.predict_folder(tmp_path / "nothing")
+
+
+def test_pictures_are_drawn_from_kept_predictions(flat, monkeypatch):
+    learn = learner(data_of(flat))
+    learn.get_preds()
+    monkeypatch.setattr("lessonkit.learner.predict_set", lambda *_: pytest.fail("the model was asked again"))
+    drawn = [learn.plot_correct(), learn.plot_incorrect(), learn.plot_most_correct("circle"), learn.plot_most_incorrect("circle"), learn.plot_most_uncertain(), learn.plot_top_losses(4),
+             learn.plot_cell("circle", "square"), learn.show_results(4), learn.plot_confusion_matrix(), learn.plot_reliability(), learn.plot_risk_coverage(), learn.plot_correct(crop=True)]
+    assert len({fig.alt for fig in drawn[:-1]}) == len(drawn) - 1 and all(fig.image()[1] for fig in drawn)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -54,6 +54,11 @@ def pick_files(folder, n):
     return [files[i * len(files) // total] for i in range(total)]
 
 
+def cycled(files, n):
+    "n files, from the first again where there are too few: for speed a picture may come twice."
+    return [files[i % len(files)] for i in range(n)]
+
+
 @contextlib.contextmanager
 def left_behind(*folders):
     "Yields a list that holds, afterwards, the names of what has appeared in the folders meanwhile."

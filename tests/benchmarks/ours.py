@@ -2,6 +2,7 @@
 
     ours.py FOLDER --size 224 --precision bf16 --n 256 --tasks first_batch,epoch,predict
     ours.py FOLDER --size 128 --precision bf16 --n 384 --tasks epoch,profile,frozen,features
+    ours.py FOLDER --size 128 --precision bf16 --n 256 --predict 1000 --tasks tta,interpret
     ours.py FOLDER --size 128 --precision bf16 --n 256 --tasks fine_tune,lr_find,features,resume,profile_fine_tune,profile_lr_find
 
 The folder holds the photographs (run.py makes them). Random weights: only speed counts here. Before the first timed epoch a fit on 128
@@ -14,7 +15,7 @@ from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 
-from common import PAT, emit, left_behind, now, peak_mb, pick_files, versions
+from common import PAT, cycled, emit, left_behind, now, peak_mb, pick_files, versions
 
 warnings.filterwarnings("ignore")
 ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -25,6 +26,7 @@ ap.add_argument("--arch", default="resnet34")
 ap.add_argument("--bs", type=int, default=64)
 ap.add_argument("--n", type=int, default=256, help="training pictures; a quarter as many for validation")
 ap.add_argument("--predict", type=int, default=128, help="pictures to predict")
+ap.add_argument("--views", type=int, default=4, help="random ones, of test-time augmentation")
 ap.add_argument("--warmup", type=int, default=128)
 ap.add_argument("--steps", type=int, default=30, help="of the learning-rate finder")
 ap.add_argument("--tasks", default="first_batch,epoch,predict")
@@ -34,10 +36,11 @@ os.environ["LESSONKIT_CACHE"] = str(scratch / "cache")  # no features of an earl
 
 begun = now()
 import torch
-from lessonkit import train
+from lessonkit import interpret, plot_pictures, train
 from lessonkit.augment import augmentations, to_inputs
 from lessonkit.data import ImageData, Loader, key_generator
 from lessonkit.learner import Learner
+from lessonkit.predict import Preds
 from lessonkit.train import Engine
 import_s = now() - begun
 
@@ -140,6 +143,27 @@ def resume_cost(data):
                 step_s=round(step, 3), steps_before=len(learn.history.fits[-1].losses))
 
 
+def tta_cost(learn):
+    "Seconds to predict the pictures plainly, and with n random views and the plain one."
+    learn.data = replace(learn.data, valid=replace(learn.data.valid, paths=tuple(cycled(learn.data.valid.paths, a.predict)), targets=torch.arange(a.predict) % learn.data.c))
+    plain = seconds(learn.get_preds)
+    return dict(plain_s=round(plain, 3), tta_s=round(seconds(learn.tta, a.views), 3), views=a.views + 1)
+
+
+def interpret_cost(files, n=10_000, c=37):
+    "Seconds of each question about n predictions of c classes, and of drawing nine pictures out of them."
+    generator = torch.Generator().manual_seed(0)
+    logits, y = 2 * torch.randn(n, c, generator=generator), torch.randint(c, (n,), generator=generator)
+    logits[torch.arange(n), y] += 4
+    probs = logits.softmax(1)
+    preds = Preds(probs, y, -probs[torch.arange(n), y].log(), tuple(cycled(files, n)), tuple(f"class{i}" for i in range(c)))
+    asked = dict(error_interval=interpret.error_interval, top_losses=interpret.top_losses, most_uncertain=interpret.most_uncertain, confusion_matrix=interpret.confusion_matrix,
+                 most_confused=interpret.most_confused, report=interpret.report, to_frame=Preds.to_frame, plot_top_losses=lambda p: plot_pictures.plot_top_losses(p).image(),
+                 most_correct=lambda p: interpret.most_correct(p, 0), most_incorrect=lambda p: interpret.most_incorrect(p, 0), one_per_class=interpret.one_per_class)
+    interpret.report(preds), plot_pictures.plot_top_losses(preds)  # scikit-learn and matplotlib are imported at their first use
+    return {name: round(statistics.median(seconds(f, preds) for _ in range(3)), 4) for name, f in asked.items()}
+
+
 out, tasks = {}, a.tasks.split(",")
 start = now()
 data = make_data(a.n)
@@ -163,6 +187,8 @@ if "predict" in tasks:
     start = now()
     preds = learn.get_preds(files)
     out |= dict(predict_s=round(now() - start, 3), predict_n=len(preds))
+if "tta" in tasks: out |= tta_cost(make_learner(data))
+if "interpret" in tasks: out["interpret"] = interpret_cost(data.train.paths)
 if "frozen" in tasks:
     learn.freeze()
     out["frozen_s"] = round(timed_fit(learn)[1], 3)

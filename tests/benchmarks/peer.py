@@ -9,7 +9,7 @@ Two tasks are `fine_tune` again as one might try to quicken it: `fine_tune_no_wo
 import argparse, contextlib, resource, statistics, tempfile, warnings
 from pathlib import Path
 
-from common import PAT, emit, left_behind, now, peak_mb, pick_files, versions
+from common import PAT, cycled, emit, left_behind, now, peak_mb, pick_files, versions
 
 warnings.filterwarnings("ignore")
 ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -20,6 +20,7 @@ ap.add_argument("--arch", default="resnet34")
 ap.add_argument("--bs", type=int, default=64)
 ap.add_argument("--n", type=int, default=256)
 ap.add_argument("--predict", type=int, default=128)
+ap.add_argument("--views", type=int, default=4)
 ap.add_argument("--warmup", type=int, default=128)
 ap.add_argument("--steps", type=int, default=30, help="of the learning-rate finder")
 ap.add_argument("--tasks", default="first_batch,epoch,predict")
@@ -91,6 +92,15 @@ if "predict" in tasks:
     start = now()
     with quiet(learn): preds = learn.get_preds(dl=dls.test_dl(dls.train_ds.items[:a.predict]))
     out |= dict(predict_s=round(now() - start, 3), predict_n=len(preds[0]))
+if "tta" in tasks:
+    valid = dls.test_dl(cycled(list(dls.valid_ds.items), a.predict), with_labels=True)
+    with quiet(learn):
+        start = now()
+        learn.get_preds(dl=valid)
+        plain = now() - start
+        start = now()
+        learn.tta(dl=valid, n=a.views)
+    out |= dict(plain_s=round(plain, 3), tta_s=round(now() - start, 3), views=a.views + 1)
 if "frozen" in tasks:
     learn.freeze()
     out["frozen_s"] = round(timed_fit(learn)[1], 3)

@@ -18,7 +18,7 @@ from common import machine, make_photographs
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 QUIET = .05                                         # share of all cores that others may use
-PARTS = "cells,toolbox,accuracy,control,imports"
+PARTS = "cells,toolbox,looking,accuracy,control,imports"
 ENOUGH = .84                                        # mean accuracy on the solar cells that is waited for
 
 
@@ -76,7 +76,7 @@ print(json.dumps(dict(torch_s=round(b - a, 3), over_torch_s=round(time.perf_coun
 
 
 def all_runs(a, write):
-    photos = make_photographs(a.work / "photographs", 640) if {"cells", "toolbox"} & set(a.only) else None
+    photos = make_photographs(a.work / "photographs", 640) if {"cells", "toolbox", "looking"} & set(a.only) else None
     bf16 = bool(machine()["bf16"])
     precisions = ["fp32", "bf16"] if bf16 else ["fp32"]
     small = ["--arch", "resnet18", "--bs", "16"] if a.try_out else []
@@ -95,6 +95,7 @@ def all_runs(a, write):
             for side_, p, command in (turns if r % 2 == 0 else turns[::-1]):
                 run(command, write, a.attempts, part="cells", round=r, cell=size, who=side_, what=p)
     if "toolbox" in a.only: toolbox(a, write, photos, precisions, small)
+    if "looking" in a.only: looking(a, write, photos, precisions, small)
     if "accuracy" in a.only: accuracy(a, write)
     if "control" in a.only:
         for r in range(a.repeats):
@@ -122,6 +123,17 @@ def toolbox(a, write, photos, precisions, small):
         for who, p, tasks in (turns if r % 2 == 0 else turns[::-1]):
             command = [a.kit, HERE / "ours.py", *shared, "--precision", p] if who == "ours" else [a.peer, HERE / "peer.py", *shared]
             run([*command, "--tasks", tasks], write, a.attempts, part="toolbox", round=r, cell=128, who=who, what=p)
+
+
+def looking(a, write, photos, precisions, small):
+    "Test-time augmentation of 1,000 pictures, and questions about 10,000 predictions."
+    size, n, warmup, predict = (64, 32, 16, 40) if a.try_out else (128, 256, 128, 1000)
+    shared = [photos, "--size", size, "--n", n, "--warmup", warmup, "--predict", predict, *small]
+    for r in range(a.repeats):
+        turns = [("ours", p, [a.kit, HERE / "ours.py", *shared, "--precision", p, "--tasks", "tta,interpret" if p == precisions[-1] else "tta"]) for p in (precisions if r == 0 else precisions[-1:])]
+        turns.append(("fastai", "fp32", [a.peer, HERE / "peer.py", *shared, "--tasks", "tta"]))
+        for who, p, command in (turns if r % 2 == 0 else turns[::-1]):
+            run(command, write, a.attempts, part="looking", round=r, cell=128, who=who, what=p)
 
 
 def accuracy(a, write):
@@ -230,6 +242,14 @@ def goals(rows):
     goal("size of a checkpoint, MiB", None, lambda g: g("ours", best, 128, "resume.save_mb", T), False, "{:.0f}")
     goal("fastai's save (weights and optimiser, nothing to resume from): its time over a checkpoint's", None,
          lambda g: g("fastai", "fp32", 128, "save_s", T) / g("ours", best, 128, "resume.save_s", T))
+    L = "looking"
+    for p in ("fp32", "bf16"):
+        limit = (lambda v: v if p == best else None)
+        goal(f"TTA of 1,000 pictures, 4 views and the plain one, 128 px, {p}: time over fastai's", limit(.5), lambda g: g("ours", p, 128, "tta_s", L) / g("fastai", "fp32", 128, "tta_s", L), False)
+        goal(f"TTA, 128 px, {p}: time over (views) x plain prediction", limit(1.1), lambda g: g("ours", p, 128, "tta_s", L) / g("ours", p, 128, "views", L) / g("ours", p, 128, "plain_s", L), False)
+    goal("TTA, 128 px, fastai: time over (views) x plain prediction", None, lambda g: g("fastai", "fp32", 128, "tta_s", L) / g("fastai", "fp32", 128, "views", L) / g("fastai", "fp32", 128, "plain_s", L), False)
+    for what in next((list(r["interpret"]) for r in last_rows(rows, L) if "interpret" in r), ()):
+        goal(f"10,000 predictions of 37 classes: {what}", 1, lambda g: g("ours", best, 128, f"interpret.{what}", L), False, "{:.3f} s")
     at = reached(rows)
     for lines in ("usual", "quick"):
         if ("ours", "usual") not in at or ("fastai", lines) not in at: continue
@@ -306,7 +326,7 @@ def main():
         rows.append(row)
         with open(out, "a") as f: f.write(json.dumps(row) + "\n")
         print(f"[{(time.monotonic() - start) / 60:5.1f} min] " + " ".join(str(row.get(k)) for k in ("cell", "who", "what", "round")),
-              *(f"{k}={row[k]}" for k in ("img_s", "predict_s", "frozen_s", "features_s", "fine_tune_s", "lr_find_s", "curve", "over_torch_s", "peak_mb", "others", "error") if k in row), flush=True)
+              *(f"{k}={row[k]}" for k in ("img_s", "predict_s", "frozen_s", "features_s", "fine_tune_s", "lr_find_s", "plain_s", "tta_s", "curve", "over_torch_s", "peak_mb", "others", "error") if k in row), flush=True)
 
     rev = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     write(dict(part="machine", **machine(), date=time.strftime("%Y-%m-%d %H:%M"), commit=rev, try_out=a.try_out,
