@@ -125,7 +125,7 @@ def outputs(
     loader:Loader, # gone through in order, without augmentation
     engine:Engine,
     part:Callable[[Tensor], Tensor]|None=None, # what is asked: the model, or a part of it such as `model.features`
-    views:Sequence[Callable[[Batch, int], Tensor]]|None=None, # each makes inputs of a batch (on the device) and its number; None: the fixed crop
+    views:Sequence[Callable[[Batch, int], Tensor]]|None=None, # each makes inputs of a batch and its number; None: the fixed crop
 ) -> Tensor: # (n,...), with views (views,n,...), on the CPU, in the precision that it comes out in, in the order of the loader's items
     "What a model makes of every item."
     training, found, calm = model.training, [], replace(loader, augment=None, shuffle=False)
