@@ -60,7 +60,7 @@ def tensor_digest(
     return found.hexdigest()
 
 # %% ../nbs/06_precompute.ipynb #7b52009b
-_UNSEEN = {"paths", "targets", "shuffle", "sampling", "augment", "threads", "cache", "_kept"} # of a loader; files are counted apart
+_UNSEEN = {"paths", "targets", "shuffle", "sampling", "augment", "threads", "cache", "failed", "_kept"} # of a loader; files are counted apart
 
 _SOURCES = ("augment", "data", "model", "precompute", "train") # modules of the kit that pictures pass through on their way to features
 
