@@ -430,7 +430,7 @@ class Learner:
     ) -> torch.Tensor: # (k,size,size) in [0,1]
         "Where in each picture the model found its reasons (Grad-CAM)."
         idx, valid = [int(i) for i in idx], self.data.valid
-        some = replace(valid, paths=tuple(valid.paths[i] for i in idx), targets=valid.targets[idx], _kept={})
+        some = replace(valid, paths=tuple(valid.paths[i] for i in idx), targets=valid.targets[idx], failed={}, _kept={})  # a file that is gone gets an empty tile where maps are drawn
         return heat_maps(self.model, some, self.engine, target)
 
     def average(self,

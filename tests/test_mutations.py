@@ -48,6 +48,10 @@ MUTATIONS = [
     ("black pictures for unreadable files", "predict", "if i not in failed]", "if i >= 0]", ["tests/test_predict.py::test_unreadable_files_are_left_out_with_one_warning"]),
     ("all views are the first", "train", "look(batch, number)).cpu() for look in looks", "looks[0](batch, number)).cpu() for look in looks", ["tests/test_train.py::test_several_views_of_each_picture_and_one_opening_of_it"]),
     ("groups are divided", "data", "return np.flatnonzero(np.isin(groups, order[:taken]))", "return np.sort(order[:taken])", ["tests/test_data.py::test_groups_stay_whole"]),
+    ("the largest probability said to be the actual class's", "plot_pictures", "_number(cols['probability_actual'][i])", "_number(cols['probability'][i])", ["tests/test_plot_pictures.py::test_the_largest_probability_is_never_said_to_be_anothers"]),
+    ("heat laid over another picture", "plot_pictures", "heat = heat(np.atleast_1d(", "heat = heat(np.sort(", ["tests/test_plot_pictures.py::test_heat_is_laid_over_the_picture_it_is_of"]),
+    ("shares of columns for shares of rows", "plot_scores", "np.maximum(n, 1)[:, None]", "np.maximum(n, 1)", ["tests/test_plot_scores.py::test_matrix_cells"]),
+    ("the smallest confusions called out", "plot_scores", "sorted((-values[i, j], -cm[i, j], i, j)", "sorted((values[i, j], -cm[i, j], i, j)", ["tests/test_plot_scores.py::test_matrix_of_many_classes_calls_out_the_largest"]),
     ("confusion matrix on its side", "interpret", "preds.targets*c + preds.probs.argmax(1)", "preds.probs.argmax(1)*c + preds.targets", ["tests/test_interpret.py::test_accuracy_and_matrix_agree_with_sklearn"]),
 ]
 
