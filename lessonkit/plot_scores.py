@@ -193,11 +193,11 @@ def plot_reliability(
         alt.append(f"{words}, {len(p)} pictures, {t.n.iloc[-1]} of them at {t.confidence.iloc[-1]:.0%}")
         edges = np.arange(bins + 1)/bins
         if own: below.stairs(np.bincount(t.index, t.n, bins), edges, color=colour, fill=len(named) == 1, lw=1.5, alpha=.8)
-    ax.set(xlim=(lowest - .02, 1.02), ylim=(-.02, 1.02), ylabel="how often it is right")
+    ax.set(xlim=(lowest - .02, 1.02), ylim=(-.02, 1.02), ylabel="accuracy: how often it is right")
     words_beside = "too sure  \N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW}  not sure enough"
     ax.text(1.02, .5, words_beside, rotation=90, va="center", transform=ax.transAxes, fontsize=9)
     last = below if own else ax
-    last.set_xlabel("how sure it says to be")
+    last.set_xlabel("confidence: how sure it says it is")
     if own: below.set_ylabel("pictures")
     ax.grid(alpha=.25)
     if len(named) > 1: _legend(ax, own)
@@ -272,7 +272,7 @@ def plot_risk_coverage(
         ax.axhline(t.error.iloc[-1], color=_colour(i), lw=1, ls=":")
         top = max(top, t.high[t.coverage >= .1].max())
         alt.append(_said(name, f"{words}, {surest(.8):.1%} of the surest 80%, {len(p)} pictures"))
-    ax.set(xlim=(0, 1.02), ylim=(-.03*top, 1.05*top), xlabel="coverage: share that is answered", ylabel="error among the answered")
+    ax.set(xlim=(0, 1.02), ylim=(-.03*top, 1.05*top), xlabel="coverage: share that is answered", ylabel="risk: error among the answered")
     if len(named) > 1: _legend(ax, own)
     else:
         ax.set_title(words, fontsize=10)
