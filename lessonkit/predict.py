@@ -322,7 +322,7 @@ def predict_files(
     failed = {}
     preds = predict_set(model, replace(like, paths=items, targets=None, cache=None, failed=failed, _kept={}), engine, classes, kind)
     if failed:
-        report = "; ".join(failed[i] for i in sorted(failed)[:5])
+        report = "; ".join(f"number {i}, {failed[i]}" for i in sorted(failed)[:5])
         if len(failed) == len(items): raise ValueError(f"none of the {len(items)} files could be read: {report}")
         warnings.warn(f"{len(failed)} of {len(items)} files can't be read and are left out: {report}", stacklevel=2)
     return preds[[i for i in range(len(items)) if i not in failed]]
