@@ -386,7 +386,7 @@ def linear_probe(
     engine = engine or Engine()
     model = engine.place(create_model(arch, data.c, weights, data.stats, channels=data.channels))
     x, x_valid = (body_features(model, loader, engine).float().numpy() for loader in (data.train_eval, data.valid))
-    plain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    plain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     search = GridSearchCV(plain, dict(logisticregression__C=[1e-4, 1e-3, 1e-2, 1e-1]), cv=3)
     found = search.fit(x, data.train.targets.numpy()).predict(x_valid)
     return wilson(int((found == data.valid.targets.numpy()).sum()), len(found))
