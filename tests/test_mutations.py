@@ -52,6 +52,9 @@ MUTATIONS = [
     ("heat laid over another picture", "plot_pictures", "heat = heat(np.atleast_1d(", "heat = heat(np.sort(", ["tests/test_plot_pictures.py::test_heat_is_laid_over_the_picture_it_is_of"]),
     ("shares of columns for shares of rows", "plot_scores", "np.maximum(n, 1)[:, None]", "np.maximum(n, 1)", ["tests/test_plot_scores.py::test_matrix_cells"]),
     ("the smallest confusions called out", "plot_scores", "sorted((-values[i, j], -cm[i, j], i, j)", "sorted((values[i, j], -cm[i, j], i, j)", ["tests/test_plot_scores.py::test_matrix_of_many_classes_calls_out_the_largest"]),
+    ("divergence in the other direction", "distil", "F.kl_div(q, p, reduction", "F.kl_div(p, q, reduction", ["tests/test_distil.py::test_loss_by_hand"]),
+    ("a distillation taken up begins its epoch anew", "distil", "todo = range(start, len(indices))", "todo = range(len(indices))", ["tests/test_distil.py::test_killed_and_taken_up_equals_undisturbed"]),
+    ("training folder for validation folder", "datasets", 'label, part == "valid") for part', 'label, part == "train") for part', ["tests/test_datasets.py::test_dogs_and_cats_in_each_form"]),
     ("confusion matrix on its side", "interpret", "preds.targets*c + preds.probs.argmax(1)", "preds.probs.argmax(1)*c + preds.targets", ["tests/test_interpret.py::test_accuracy_and_matrix_agree_with_sklearn"]),
 ]
 
