@@ -80,7 +80,7 @@ def _call_out(ax, found:list, words:list[str], filled:np.ndarray, cell:float):
     for (i, j), word in zip(found, words):
         text = ax.text(j, i, word, color=WRONG, ha="center", va="center", fontsize=size, fontweight="bold", path_effects=halo)
         box = text.get_window_extent()
-        w, h = (box.width + 4)/2/dots, box.height/2/dots  # half of it, in cells
+        w, h = (box.width + 4)/2/dots, (box.height + 2)/2/dots  # half of it, in cells, and a dot to spare: the layout may still move by a fraction
         own, others, best = np.array([j, i]), [np.array([q, p]) for p, q in found if (p, q) != (i, j)], None
         for far in np.arange(0, 6*size/cell, .5):
             for at in own + np.array([(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)])*(w + .8 + far, h + .8 + far):

@@ -17,14 +17,7 @@ from lessonkit.data import ImageData
 from lessonkit.lr_finder import LRFind, suggest_rates
 from lessonkit.schedule import flat_cos, one_cycle, sgdr
 from lessonkit.train import FitRecord, History
-
-
-def photo(path, seed=0, size=(200, 150)):
-    "A picture with as much detail as a photograph: smooth colours and some grain."
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    Image.fromarray((np.asarray(small) + rng.normal(0, 12, (size[1], size[0], 3))).clip(0, 255).astype(np.uint8)).save(path)
-    return path
+from making import photo
 
 
 @pytest.fixture(scope="module")

@@ -17,19 +17,12 @@ from lessonkit import plot, plot_pictures as P
 from lessonkit.data import ImageData
 from lessonkit.precompute import FeatureLoader
 from lessonkit.predict import Preds
+from making import photo, predictions
 
 PETS = """Abyssinian Bengal Birman Bombay British_Shorthair Egyptian_Mau Maine_Coon Persian Ragdoll Russian_Blue Siamese Sphynx american_bulldog
 american_pit_bull_terrier basset_hound beagle boxer chihuahua english_cocker_spaniel english_setter german_shorthaired great_pyrenees havanese japanese_chin keeshond
 leonberger miniature_pinscher newfoundland pomeranian pug saint_bernard samoyed scottish_terrier shiba_inu staffordshire_bull_terrier wheaten_terrier yorkshire_terrier""".split()
 NAMES = {2: ("cat", "dog"), 12: tuple(PETS[8:20]), 37: tuple(PETS)}
-
-
-def photo(path, seed=0, size=(120, 90)):
-    "A picture with as much detail as a photograph: smooth colours and some grain."
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    Image.fromarray((np.asarray(small) + rng.normal(0, 12, (size[1], size[0], 3))).clip(0, 255).astype(np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +35,7 @@ def files(tmp_path_factory):
 def data(files): return ImageData.from_name_func(files[0].parent, files, lambda f: Path(f).stem.split("_")[0], size=48, bs=8, check=None)
 
 
-def made(c=5, n=40, seed=0, skill=1.5, paths=(), targets=True, classes=None):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, c, (n,), generator=g)
-    scores = torch.randn(n, c, generator=g)
-    scores[range(n), y] += skill
-    probs = scores.softmax(1)
-    losses = -probs[range(n), y].log()
-    return Preds(probs, y if targets else None, losses if targets else None, tuple(paths), classes or NAMES.get(c) or tuple(f"class_{i}" for i in range(c)), "single")
+def made(c=5, *args, classes=None, **kw): return predictions(c, *args, classes=classes or NAMES.get(c), **kw)
 
 
 def five(p, label, k=4, **kw):

@@ -16,19 +16,13 @@ from lessonkit import plot_scores as S
 from lessonkit.calibrate import calibration_error, reliability, risk_coverage, scaled
 from lessonkit.interpret import accuracy, confusion_matrix, error_rate, precision_recall, roc
 from lessonkit.predict import Preds
+from making import predictions
 
 FOUND_IS_ENOUGH = (Phase.explicit, Phase.reuse, Phase.generate)   # drawing is slow, and to make a failure smaller draws hundreds of times
 NAMES = ["staffordshire_bull_terrier", "american_pit_bull_terrier", "British_Shorthair"] + [f"breed_{i:03}" for i in range(120)]
 
 
-def made(n=30, c=5, seed=0, skill=2., targets=True):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, c, (n,), generator=g)
-    scores = torch.randn(n, c, generator=g)
-    scores[range(n), y] += skill
-    probs = scores.softmax(1)
-    losses = -probs[range(n), y].log()
-    return Preds(probs, y if targets else None, losses if targets else None, (), tuple(NAMES[:c]), "single")
+def made(n=30, c=5, seed=0, skill=2., targets=True): return predictions(c, n, seed, skill, targets=targets, classes=NAMES[:c])
 
 
 def counted(cm, names=None):
