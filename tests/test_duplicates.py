@@ -68,7 +68,7 @@ def test_all_that_was_planted_and_nothing_else(planted, mirrored):
     assert {(kind, pair) for kind, pair, _ in as_set(table)} == want and len(table) == len(want)
     assert (table.split_a == "train").all() and (table.split_b == "valid").all() and D.leaks(table).equals(table)
     assert table.distance[table.kind == "exact"].tolist() == [0] and table.distance.max() <= 6
-    assert table.kind.tolist() == sorted(table.kind, key=D.KINDS.index)
+    assert table.kind.tolist() == sorted(table.kind, key=D._KINDS.index)
     assert all(part.distance.is_monotonic_increasing for _, part in table.groupby("kind"))
 
 
@@ -91,7 +91,7 @@ def test_the_order_of_files_does_not_matter(planted):
     listed = [*files, *truth]
     features = torch.randn(len(listed), 8, generator=torch.Generator().manual_seed(0))
     want = D.find_duplicates(listed, features=features, similar=.7, mirrored=True)
-    assert set(want.kind) == set(D.KINDS)
+    assert set(want.kind) == set(D._KINDS)
     order = random.Random(3).sample(range(len(listed)), len(listed))
     assert as_set(D.find_duplicates([listed[i] for i in order], features=features[order], similar=.7, mirrored=True)) == as_set(want)
 
@@ -235,7 +235,7 @@ def test_close_pairs_are_all_close_pairs(n, f, least, block, seed, own):
 
 
 def test_too_many_pairs(monkeypatch):
-    monkeypatch.setattr(D, "PAIRS_AT_MOST", 10)
+    monkeypatch.setattr(D, "_PAIRS_AT_MOST", 10)
     assert len(D.close_pairs(torch.ones(5, 1), 1)[0]) == 10
     with pytest.raises(ValueError, match="more than 10 pairs.*smaller near"): D.close_pairs(torch.ones(6, 1), 1)
 

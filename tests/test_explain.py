@@ -12,7 +12,7 @@ from torchvision.models import densenet121, resnet18
 from lessonkit import sample
 from lessonkit.augment import to_inputs
 from lessonkit.data import ImageData, Loader, imagenet_stats
-from lessonkit.explain import caught, grad_cam, heat_maps
+from lessonkit.explain import _caught, grad_cam, heat_maps
 from lessonkit.model import Classifier, create_model
 from lessonkit.precompute import FeatureLoader
 from lessonkit.train import Engine
@@ -199,7 +199,7 @@ def test_whatever_mode_the_caller_is_in():
 
 def test_the_hook_is_gone_and_the_modes_are_back():
     model = small().train()
-    with pytest.raises(ZeroDivisionError), caught(model, model.body):
+    with pytest.raises(ZeroDivisionError), _caught(model, model.body):
         assert model.body._forward_hooks and not any(m.training for m in model.modules())
         1 / 0
     assert not model.body._forward_hooks and all(m.training for m in model.modules())
