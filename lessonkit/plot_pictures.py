@@ -129,8 +129,7 @@ def plot_most_correct(
     **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The right answers on pictures of one class, the surest first."
-    idx, title = most_correct(preds, label), f"Most correct: {_name(preds, label)}"
-    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), **options)
+    return _plot_first(preds, most_correct(preds, label), k, f"Most correct: {_name(preds, label)}", options)
 
 def plot_most_incorrect(
     preds:Preds,              # single-label predictions with targets and paths
@@ -139,8 +138,12 @@ def plot_most_incorrect(
     **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The mistakes on pictures of one class, those first where the model gave that class the smallest probability."
-    idx, title = most_incorrect(preds, label), f"Most incorrect: {_name(preds, label)}"
-    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), **options)
+    return _plot_first(preds, most_incorrect(preds, label), k, f"Most incorrect: {_name(preds, label)}", options)
+
+def _plot_first(preds:Preds, idx:Tensor, k:int|None, title:str, options:dict) -> Picture:
+    "The first `k` of a selection, under a title that says of how many."
+    first = idx[:_first(k, len(idx))]
+    return plot_items(preds, first, _title(title, first, idx), **options)
 
 def _name(preds:Preds, label) -> str: return str(preds.classes[class_index(preds, label)])
 
@@ -175,8 +178,7 @@ def plot_cell(
     **options,                # data, heat, ncols, figsize: see `plot_items`
 ) -> Picture:
     "The pictures behind one number of the confusion matrix, those first where the model was surest of what it said."
-    idx, title = in_cell(preds, actual, predicted), f"{_name(preds, actual)} predicted as {_name(preds, predicted)}"
-    return plot_items(preds, idx[:_first(k, len(idx))], _title(title, idx[:k], idx), **options)
+    return _plot_first(preds, in_cell(preds, actual, predicted), k, f"{_name(preds, actual)} predicted as {_name(preds, predicted)}", options)
 
 # %% ../nbs/10b_plot_pictures.ipynb #fe2ef495
 def show_results(
