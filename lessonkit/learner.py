@@ -397,11 +397,10 @@ class Learner:
     ) -> Preds: # the blend; `get_preds` has the plain ones
         "Test-time augmentation: the mean over several views of each picture. Says whether that helped."
         found = tta_set(self.model, self._loader(what, self.data), self.data.augment, self.engine, self.data.classes, self.data.kind, form=form, n=n, beta=beta, scale=scale, seed=self.seed)
-        self._preds[what] = self._version(self.model), self.data, found.plain
-        blend = found.preds
-        if blend.targets is not None and blend.kind == "single": self._say(f"test-time augmentation, {len(found.views)} views: {interpret.compare(found.plain, blend)}")
-        elif blend.targets is not None:
-            self._say(f"test-time augmentation, {len(found.views)} views: " + ", ".join(f"{k} {v:.6g} (plain {plain:.6g})" for (k, v), plain in zip(self._scores(blend).items(), self._scores(found.plain).values())))
+        plain, blend = self._remember(what, found.plain), found.preds
+        if blend.targets is not None:
+            words = interpret.compare(plain, blend) if blend.kind == "single" else ", ".join(f"{k} {v:.6g} (plain {was:.6g})" for (k, v), was in zip(self._scores(blend).items(), self._scores(plain).values()))
+            self._say(f"test-time augmentation, {len(found.views)} views: {words}")
         return blend
 
     @staticmethod
@@ -412,7 +411,10 @@ class Learner:
         return loaders[what]
 
     def _predict(self, what:str, model, data:ImageData) -> Preds:
-        preds = predict_set(model, self._loader(what, data), self.engine, data.classes, data.kind)
+        return self._remember(what, predict_set(model, self._loader(what, data), self.engine, data.classes, data.kind))
+
+    def _remember(self, what:str, preds:Preds) -> Preds: # itself
+        "Keep predictions for as long as model and data stay as they are."
         self._preds[what] = self._version(self.model), self.data, preds
         return preds
 
