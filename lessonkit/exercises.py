@@ -219,21 +219,21 @@ def _overfitting(answer):
 # %% ../nbs/14_exercises.ipynb #972a67c4
 @_exercise("interval", 1,
     "A model is wrong on 24 of 240 pictures. What is its error rate, and from where to where does Wilson's 95% interval go? Three numbers, or what `wilson` returns.",
-    ["The error rate is the share of mistakes, 24 / 240.", "`wilson(k, n)` takes how many were counted and of how many."],
-    "`wilson(24, 240)` says 10.0% (6.8% to 14.4%). With 240 pictures, a model that errs on 8% and one that errs on 12% can't be told apart. More epochs don't help; more validation pictures do.",
+    ["The error rate is the share of mistakes, 24 / 240.", "`wilson_interval(k, n)` takes how many were counted and of how many."],
+    "`wilson_interval(24, 240)` says 10.0% (6.8% to 14.4%). With 240 pictures, a model that errs on 8% and one that errs on 12% can't be told apart. More epochs don't help; more validation pictures do.",
     "Right. Two models whose error rates both lie in there can't be told apart with 240 pictures.")
 def _interval(answer):
-    from lessonkit.interpret import wilson
-    found, w = _numbers(answer, 3, "three numbers (the error rate, and the two ends of its interval) or what `wilson` returns"), wilson(24, 240)
+    from lessonkit.results.intervals import wilson_interval
+    found, w = _numbers(answer, 3, "three numbers (the error rate, and the two ends of its interval) or what `wilson` returns"), wilson_interval(24, 240)
     if found[0] > 1 and found[0] <= 100: found = [v / 100 for v in found]  # percent
     if _is(found, w.value, w.low, w.high, tol=.03): return None
-    right = wilson(216, 240)
+    right = wilson_interval(216, 240)
     if _is(found, right.value, right.low, right.high, tol=.01): return "That is the accuracy, the share that is right. The question asks for the share that is wrong."
     half = 1.96 * math.sqrt(.1 * .9 / 240)
     if _is(found, .1, .1 - half, .1 + half, tol=.01): return "That is the textbook formula, the share plus and minus 1.96 standard errors. It is close here, but it can go below 0 for few mistakes. Wilson's reaches a little further up than down."
     if _is(found, w.value, w.high, w.low, tol=.03): return "The lower end comes first."
     if not _close(found[0], .1): return f"The error rate is mistakes divided by pictures, 24 / 240; you have {found[0]:g}."
-    return "The error rate is right, the interval is not. Is it of 24 in 240, and at 95%? `wilson(24, 240)` computes it."
+    return "The error rate is right, the interval is not. Is it of 24 in 240, and at 95%? `wilson_interval(24, 240)` computes it."
 
 # %% ../nbs/14_exercises.ipynb #5b384ce3
 @_exercise("confused", 1,
@@ -255,8 +255,8 @@ def _confused(answer):
 # %% ../nbs/14_exercises.ipynb #92cfceb3
 def _lesson_files() -> tuple[list[str], dict[str, str]]:
     "Names of the files in lesson 1's validation set, in order; and the true breed of the drawn pets whose label is wrong."
-    from lessonkit import datasets
-    from lessonkit.data import split_indices
+    from lessonkit.data import datasets
+    from lessonkit.data.splits import split_indices
     pets = datasets.get("sample")
     return [pets.table.file[i] for i in split_indices(pets.table.label)], dict(zip(pets.wrong.file, pets.wrong.truth))
 
@@ -367,15 +367,15 @@ def _cycles(answer):
 # %% ../nbs/14_exercises.ipynb #6c1e671f
 @_exercise("luck", 2,
     "Three changes were tried, each compared with the old model on the same pictures. A: 12 gained, 5 lost. B: 9 gained, 1 lost. C: 40 gained, 30 lost. Which of them made the model better by more than luck? One letter or several.",
-    ["If both models were equally good, gains and losses would be like heads and tails.", "`wilson(12, 17)` is the interval of the share of gains of A. Does it contain one half?"],
-    "Only B:\n\n    wilson(12, 17), wilson(9, 10), wilson(40, 70)\n\nThe intervals of A and C contain one half, so heads and tails could have done it. C gained the most pictures of all, and lost nearly as many.",
+    ["If both models were equally good, gains and losses would be like heads and tails.", "`wilson_interval(12, 17)` is the interval of the share of gains of A. Does it contain one half?"],
+    "Only B:\n\n    wilson_interval(12, 17), wilson_interval(9, 10), wilson_interval(40, 70)\n\nThe intervals of A and C contain one half, so heads and tails could have done it. C gained the most pictures of all, and lost nearly as many.",
     "Right: only the interval of B, 60% to 98%, lies above one half. It isn't how many were gained, but how lopsided it is.")
 def _luck(answer):
     if isinstance(answer, (list, tuple, set)): answer = " ".join(map(str, answer))
     if not isinstance(answer, str) or not (found := set(re.findall(r"\b[ABC]\b", answer.upper()))): raise _CantRead("I expected one or more of the letters A, B, C, such as `'A'` or `['A', 'C']`.")
     if found == {"B"}: return None
-    if "C" in found: return "C gained 40, but it lost 30, too: among 70 tosses of a coin, 40 heads are nothing special. Look at `wilson(40, 70)`."
-    if "A" in found: return "A has more than twice as many gains as losses; but 12 heads in 17 tosses do happen. `wilson(12, 17)` begins below one half."
+    if "C" in found: return "C gained 40, but it lost 30, too: among 70 tosses of a coin, 40 heads are nothing special. Look at `wilson_interval(40, 70)`."
+    if "A" in found: return "A has more than twice as many gains as losses; but 12 heads in 17 tosses do happen. `wilson_interval(12, 17)` begins below one half."
     return "Compute the interval of the share of gains for each."
 
 # %% ../nbs/14_exercises.ipynb #c66c6517
@@ -416,7 +416,7 @@ class _Asked:
     def unfreeze(self): self.frozen = False
     def freeze_to(self, n): self.frozen = n != 0
     def fit_one_cycle(self, epochs, lr_max=slice(3e-3), **options):
-        from lessonkit.schedule import group_rates
+        from lessonkit.train.schedules import group_rates
         self.calls.append((self.frozen, epochs, group_rates(lr_max, ("early body", "late body", "head"))))
     def fine_tune(self, *args, **options): raise _CantRead("It calls `fine_tune` itself. Use `freeze`, `unfreeze` and `fit_one_cycle`.")
 
@@ -553,7 +553,7 @@ def _how_many_cycles(answer):
     "Right: the earlier the layer, the smaller its steps, because what it has learned is good for nearly all pictures.")
 def _rates_by_five(answer):
     if isinstance(answer, slice):
-        from lessonkit.schedule import group_rates
+        from lessonkit.train.schedules import group_rates
         try: answer = group_rates(answer, ("early body", "late body", "head"))
         except (TypeError, ValueError): raise _CantRead("I can't read this slice. A list is what was asked for: three rates, the early body's first.") from None
     found = _numbers(answer, 3, "three learning rates, the early body's first")

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 
 import lessonkit.learner as module
-from lessonkit.augment import augmentations
-from lessonkit.data import ImageData
-from lessonkit.interpret import error_rate
+from lessonkit.data.augment import augmentations
+from lessonkit.data.image_data import ImageData
+from lessonkit.results.metrics import error_rate
 from lessonkit.learner import Learner
-from lessonkit.train import Engine
+from lessonkit.train.engine import Engine
 
 PAT = r"^(.+)_\d+"
 
 
 class Counting(torch.optim.SGD):
-    "An optimiser of one's own that counts in plain numbers, in the state of each weight and in its groups, and steps accordingly."
+    "An optimizer of one's own that counts in plain numbers, in the state of each weight and in its groups, and steps accordingly."
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
@@ -45,16 +45,16 @@ CASES = {
                     lambda learn, **kw: learn.fine_tune(3, 2e-2, freeze_epochs=2, keep_best="score", **kw)),
     "features": (dict(), dict(), lambda learn, **kw: learn.fine_tune(1, 1e-2, freeze_epochs=3, **kw)),
     "features in memory": (dict(), dict(cache=False), lambda learn, **kw: learn.fine_tune(1, 1e-2, freeze_epochs=2, **kw)),
-    "sgd": (dict(augment=augmentations()), dict(optimiser="sgd", class_weights="balanced"), lambda learn, **kw: learn.fit_one_cycle(4, 1e-2, accumulate=2, clip=.1, **kw)),
+    "sgd": (dict(augment=augmentations()), dict(optimizer="sgd", class_weights="balanced"), lambda learn, **kw: learn.fit_one_cycle(4, 1e-2, accumulate=2, clip=.1, **kw)),
     "cycles": (dict(), dict(), lambda learn, **kw: learn.fit(2, 1e-2, cycle_len=1, cycle_mult=2, snapshots="cycle", **kw)),
     "overflows": (dict(), dict(), lambda learn, **kw: learn.fit_one_cycle(4, 1e-2, **kw)),
-    "own optimiser": (dict(), dict(optimiser=Counting), lambda learn, **kw: learn.fit_one_cycle(3, 1e-2, **kw)),
+    "own optimizer": (dict(), dict(optimizer=Counting), lambda learn, **kw: learn.fit_one_cycle(3, 1e-2, **kw)),
     "patience": (dict(), dict(), lambda learn, **kw: learn.fit(4, 1e-2, keep_best="score", patience=1, **kw)),
     "two phases": (dict(augment=augmentations()), dict(), lambda learn, **kw: learn.fine_tune(1, 1e-2, freeze_epochs=1, keep_best="score", **kw)),
 }
 
 
-def data_of(pictures, **kw): return ImageData.from_name_re(pictures, None, PAT, **dict(size=24, bs=6, threads=2, check=None) | kw)
+def data_of(pictures, **kw): return ImageData.from_name_re(pictures, PAT, **dict(size=24, bs=6, threads=2, check=None) | kw)
 
 
 def make(case, pictures, folder):
@@ -93,11 +93,11 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 
 def watch_steps(learn, after_step):
-    "Let `after_step(number of the step among all, optimiser)` see each step when the weights have moved and nothing is recorded yet."
+    "Let `after_step(number of the step among all, optimizer)` see each step when the weights have moved and nothing is recorded yet."
     original = module.train_steps
-    def watched(model, loader, phase, optimiser, *a, **kw):
-        for taken, step in enumerate(original(model, loader, phase, optimiser, *a, **kw), steps(learn) + 1):
-            after_step(taken, optimiser)
+    def watched(model, loader, phase, optimizer, *a, **kw):
+        for taken, step in enumerate(original(model, loader, phase, optimizer, *a, **kw), steps(learn) + 1):
+            after_step(taken, optimizer)
             yield step
     module.train_steps = watched
 
@@ -215,11 +215,11 @@ def press(case, pictures, folder, rounds, seed, twice=False):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     fit, rng, known, told = CASES[case][2], random.Random(seed), {}, []
 
-    def state(learn, optimiser): return [digest(learn.model.state_dict()), optimiser and digest(module._get_state(optimiser, learn.engine)[0])]
+    def state(learn, optimizer): return [digest(learn.model.state_dict()), optimizer and digest(module._get_state(optimizer, learn.engine)[0])]
 
     learn, original = make(case, pictures, folder), module.train_steps
     known[0] = state(learn, None)
-    watch_steps(learn, lambda taken, optimiser: known.update({taken: state(learn, optimiser)}))
+    watch_steps(learn, lambda taken, optimizer: known.update({taken: state(learn, optimizer)}))
     fit(learn)
     module.train_steps, whole, counter = original, outcome(learn), Press()
     learn = make(case, pictures, folder)

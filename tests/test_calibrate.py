@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from lessonkit import calibrate as C
-from lessonkit.interpret import error_rate, wilson
-from lessonkit.predict import Preds
+from lessonkit.results import calibration as C
+from lessonkit.results.intervals import wilson_interval
+from lessonkit.results.metrics import error_rate
+from lessonkit.results.preds import Preds
 
 
 def made(n=2000, c=4, sharpen=1., seed=0, spread=2., digits=None):
@@ -22,10 +23,10 @@ def made(n=2000, c=4, sharpen=1., seed=0, spread=2., digits=None):
     probs = (sharpen * logits).softmax(1).float()
     if digits is not None: probs = probs.mul(10**digits).round() / 10**digits
     losses = -probs.clamp_min(1e-38).log().gather(1, y[:, None])[:, 0]
-    return Preds(probs, y, losses, (), tuple(f"class{i}" for i in range(c)))
+    return Preds(probs, y, losses, (), Task("single", tuple(f"class{i}" for i in range(c))))
 
 
-def few(probs, y=None): return Preds(torch.tensor(probs), None if y is None else torch.tensor(y), None, (), tuple("abcde"[:len(probs[0])]))
+def few(probs, y=None): return Preds(torch.tensor(probs), None if y is None else torch.tensor(y), None, (), Task("single", tuple("abcde"[:len(probs[0])])))
 
 
 sizes = dict(n=st.integers(1, 60), c=st.integers(2, 6), seed=st.integers(0, 10_000), digits=st.sampled_from([None, 1]))
@@ -58,7 +59,7 @@ def test_reliability_counts_every_picture_once(n, c, seed, digits, bins):
     assert t.n.sum() == n and (t.n > 0).all() and math.isclose((t.n * t.accuracy).sum() / n, 1 - error_rate(p))
     assert (t.confidence >= t.index / bins - 1e-6).all() and (t.confidence <= (t.index + 1) / bins + 1e-6).all()
     for row in t.itertuples():
-        one = wilson(round(row.accuracy * row.n), row.n)
+        one = wilson_interval(round(row.accuracy * row.n), row.n)
         assert np.allclose([one.low, one.high], [row.low, row.high], atol=1e-9)
 
 
@@ -126,7 +127,7 @@ def test_two_temperatures_multiply_and_the_inverse_undoes(seed, s, t):
 
 def test_scaled_is_the_softmax_of_the_divided_logits():
     z = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    p = Preds(z.softmax(1).float(), None, None, (), tuple("abcd"))
+    p = Preds(z.softmax(1).float(), None, None, (), Task("single", tuple("abcd")))
     assert torch.allclose(C.scaled(p, 1.7).probs, (z / 1.7).softmax(1).float(), atol=1e-6) and C.scaled(p, 1.7).losses is None
     assert C.scaled(p, 1.7).probs.dtype == torch.float32
 
@@ -149,8 +150,8 @@ def test_words_where_there_is_no_best_temperature():
 
 def test_errors_say_what_to_do():
     p = made(20)
-    multi = Preds(p.probs, torch.zeros(20, 4), None, (), p.classes, "multi")
-    number = Preds(p.probs, torch.zeros(20, 4), None, (), (), "number")
+    multi = Preds(p.probs, torch.zeros(20, 4), None, (), Task("multi", p.classes))
+    number = Preds(p.probs, torch.zeros(20, 4), None, (), Task("number"))
     nan = replace(p, probs=torch.where(torch.arange(20)[:, None] == 3, math.nan, p.probs))
     for f in (C.reliability, C.calibration_error, C.nll, C.fit_temperature, C.calibrate, C.risk_coverage, lambda p: C.threshold_for(p, .1), lambda p: C.temperature_interval(p, 1)):
         with pytest.raises(ValueError, match="true labels"): f(replace(p, targets=None, losses=None))
@@ -203,13 +204,13 @@ def test_a_folded_temperature_is_the_scaled_one(bias):
     head = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3, bias=bias)).eval()
     x, weight = 5 * torch.randn(20, 8), head[-1].weight
     def says():
-        with torch.no_grad(): return Preds(head(x).softmax(1), None, None, (), tuple("abc"))
+        with torch.no_grad(): return Preds(head(x).softmax(1), None, None, (), Task("single", tuple("abc")))
     before, first = says(), head[2].weight.clone()
     assert C.fold_temperature(head, 2.) is None
     assert torch.allclose(says().probs, C.scaled(before, 2).probs, atol=1e-6) and not torch.allclose(says().probs, before.probs, atol=1e-3)
     C.fold_temperature(head, 1.5)
     assert torch.allclose(says().probs, C.scaled(before, 3).probs, atol=1e-6)
-    assert head[-1].weight is weight and weight.requires_grad and weight.is_leaf and torch.equal(head[2].weight, first)   # an optimiser still holds it
+    assert head[-1].weight is weight and weight.requires_grad and weight.is_leaf and torch.equal(head[2].weight, first)   # an optimizer still holds it
 
 
 def test_a_temperature_is_not_folded_into_something_else():
@@ -235,7 +236,7 @@ def test_risk_coverage_against_the_definition(n, c, seed, digits):
     sure, wrong = p.probs.max(1).values, p.pred != p.targets
     for row in t.itertuples():
         yes = sure >= row.threshold
-        one = wilson(int(wrong[yes].sum()), int(yes.sum()))
+        one = wilson_interval(int(wrong[yes].sum()), int(yes.sum()))
         assert row.n == one.n and math.isclose(row.coverage, one.n / n) and math.isclose(row.error, one.value)
         assert np.allclose([row.low, row.high], [one.low, one.high], atol=1e-9)
 
@@ -251,12 +252,12 @@ def test_a_threshold_keeps_its_word_on_its_own_pictures(n, c, seed, digits, erro
     judged = table.high if cautious else table.error
     if t == math.inf: assert len(yes) == 0 and (judged > error).all() and len(said) == 1 and "nothing is accepted" in str(said[0].message)
     else:
-        w = wilson(int((p.pred != p.targets)[yes].sum()), len(yes))
+        w = wilson_interval(int((p.pred != p.targets)[yes].sum()), len(yes))
         assert not said and len(yes) >= 1 and (w.high if cautious else w.value) <= error + 1e-12
         assert (judged[table.n > len(yes)] > error).all()   # and no milder one does
 
 
-def test_caution_keeps_a_promise_that_optimism_breaks():
+def test_caution_keeps_a_promise_that_optimizm_breaks():
     new, broken = C.risk_coverage(made(20_000, spread=3, seed=99_999)), {}
     for cautious in (False, True):
         chosen = [C.threshold_for(made(500, spread=3, seed=s), .1, cautious) for s in range(60)]

@@ -9,8 +9,15 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from lessonkit import sample
-from lessonkit.data import (MODES, ImageData, ImageReadError, Loader, check_images, encode, even_batches, fingerprint, image_files,
-                            key_generator, open_image, open_pixels, split_indices, to_mode)
+from lessonkit.core.files import fingerprint
+from lessonkit.core.rng import seeded_rng
+from lessonkit.core.task import encode
+from lessonkit.data.image_data import ImageData
+from lessonkit.data.images import (
+    check_images, image_files, ImageReadError, MODES, open_image, open_pixels, to_mode,
+)
+from lessonkit.data.loader import even_batches, Loader
+from lessonkit.data.splits import split_indices
 
 common = settings(max_examples=50, deadline=None)
 
@@ -42,9 +49,9 @@ def test_splits(counts, pct, seed, way):
 @common
 @given(keys=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.sampled_from(["order", "augment", "dropout"])), min_size=2, max_size=6, unique=True))
 def test_other_keys_other_numbers(keys):
-    draws = [tuple(torch.rand(4, generator=key_generator(*k), dtype=torch.float64).tolist()) for k in keys]
+    draws = [tuple(torch.rand(4, generator=seeded_rng(*k), dtype=torch.float64).tolist()) for k in keys]
     assert len(set(draws)) == len(keys)
-    assert draws == [tuple(torch.rand(4, generator=key_generator(*k), dtype=torch.float64).tolist()) for k in keys]
+    assert draws == [tuple(torch.rand(4, generator=seeded_rng(*k), dtype=torch.float64).tolist()) for k in keys]
 
 
 @common
@@ -115,7 +122,7 @@ def test_exif_orientation(tmp_path, orientation):
 def test_a_picture_that_breaks_later_is_named(tmp_path):
     "The check at construction can be passed, and the file be damaged before it is read."
     flat = sample.tiny(tmp_path / "t")
-    data = ImageData.from_name_re(flat, None, r"^(.+)_\d+", size=32, bs=16)
+    data = ImageData.from_name_re(flat, r"^(.+)_\d+", size=32, bs=16)
     victim = data.train.paths[5]
     victim.write_bytes(victim.read_bytes()[:60])
     with pytest.raises(ImageReadError, match=victim.name): list(data.train.batches(0, 0))
@@ -123,7 +130,7 @@ def test_a_picture_that_breaks_later_is_named(tmp_path):
 
 def test_closing_early_stops_the_threads(tmp_path):
     import threading
-    data = ImageData.from_name_re(sample.tiny(tmp_path / "t"), None, r"^(.+)_\d+", size=32, bs=4)
+    data = ImageData.from_name_re(sample.tiny(tmp_path / "t"), r"^(.+)_\d+", size=32, bs=4)
     batches = data.train.batches(0, 0)
     next(batches)
     mine = [t for t in threading.enumerate() if t.name.startswith("lessonkit")]
@@ -140,8 +147,8 @@ def test_same_name_in_two_folders_are_two_items(tmp_path):
 
 
 def test_train_eval_is_train_without_chance(tmp_path):
-    from lessonkit.augment import augmentations, to_inputs
-    data = ImageData.from_name_re(sample.tiny(tmp_path / "t"), None, r"^(.+)_\d+", size=32, bs=39, augment=augmentations())
+    from lessonkit.data.augment import augmentations, to_inputs
+    data = ImageData.from_name_re(sample.tiny(tmp_path / "t"), r"^(.+)_\d+", size=32, bs=39, augment=augmentations())
     a, b = (next(data.train_eval.batches(k)) for k in (0, 1))
     assert torch.equal(a.index, torch.arange(data.train.n)) and torch.equal(to_inputs(a, data.train_eval), to_inputs(b, data.train_eval))
     assert data.train.augment is not None and data.train_eval.augment is None and data.valid.augment is None
@@ -151,7 +158,7 @@ def test_train_eval_is_train_without_chance(tmp_path):
 def test_odd_names_are_fine(tmp_path):
     flat = sample.tiny(tmp_path / "t", n=12)
     for i, p in enumerate(sorted(flat.glob("*"))): p.rename(p.with_name(f"ça va? #{i} {p.name}"))
-    assert ImageData.from_name_re(flat, None, r"(circle|square|stripes)", size=32, bs=4).c == 3
+    assert ImageData.from_name_re(flat, r"(circle|square|stripes)", size=32, bs=4).c == 3
 
 
 @common
@@ -257,7 +264,7 @@ def test_channels_are_resized_one_by_one(tmp_path_factory, h, w, channels, size,
     assert rgb is None or (np.asarray(rgb) == pixels[..., :3]).all()          # as Pillow does it with all three at once
 
 
-def test_grey_is_the_brightness_of_the_colours(tmp_path):
+def test_gray_is_the_brightness_of_the_colors(tmp_path):
     img = Image.effect_noise((64, 48), 80).convert("RGB").resize((60, 44))
     img.putpixel((3, 3), (255, 0, 0))
     for name in ("a.png", "a.jpg"): img.save(tmp_path / name, quality=95)
@@ -265,8 +272,8 @@ def test_grey_is_the_brightness_of_the_colours(tmp_path):
     inks = Image.open(tmp_path / "a.jpg").convert("CMYK")
     inks.save(tmp_path / "cmyk.jpg", quality=95)
     for name in ("a.jpg", "cmyk.jpg"):
-        coloured, grey = (open_pixels(tmp_path / name, 20, c)[0].astype(float) for c in (3, 1))
-        assert grey.shape == (20, 20, 1) and np.abs(coloured @ [.299, .587, .114] - grey[..., 0]).max() < 2.5
+        colored, gray = (open_pixels(tmp_path / name, 20, c)[0].astype(float) for c in (3, 1))
+        assert gray.shape == (20, 20, 1) and np.abs(colored @ [.299, .587, .114] - gray[..., 0]).max() < 2.5
 
 
 def test_opacity_is_kept_when_wanted(tmp_path):
@@ -303,7 +310,7 @@ def test_data_of_many_channels(tmp_path):
             (tmp_path / "folders" / k / kind).mkdir(parents=True)
             for i in range(3): np.save(tmp_path / "folders" / k / kind / f"{i}.npy", rng.integers(0, 256, (9, 12, 7), dtype=np.uint8))
     common = dict(size=8, bs=4, channels=7)
-    flat = ImageData.from_name_func(tmp_path, sorted(tmp_path.glob("*.npy")), lambda p: p.name[0], **common, test="folders/valid")
+    flat = ImageData.from_name_func(tmp_path, lambda p: p.name[0], sorted(tmp_path.glob("*.npy")), **common, test="folders/valid")
     folders = ImageData.from_folder(tmp_path / "folders", **common)
     for data in (flat, folders):
         assert data.channels == 7 and next(data.train.batches(0)).x.shape[1:] == (7, 10, 10) and "7 channel(s)" in repr(data)

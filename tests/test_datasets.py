@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lessonkit import datasets, sample
-from lessonkit.data import ImageData
+from lessonkit import sample
+from lessonkit.data import datasets
+from lessonkit.data.image_data import ImageData
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_pets_are_found_where_people_keep_them(tmp_path, folder, monkeypatch):
         (where / "Abyssinian_1.mat").write_bytes(b"x")
         monkeypatch.setenv("LESSONKIT_DATA", str(var)) if var else monkeypatch.delenv("LESSONKIT_DATA", raising=False)
         found = datasets._pets(tmp_path / "no")
-        assert found.path == where and found.name == "pets" and set(found.table.label) == {"Abyssinian", "pug"} and "SA" in found.licence
+        assert found.path == where and found.name == "pets" and set(found.table.label) == {"Abyssinian", "pug"} and "SA" in found.license
 
 
 def dogs_and_cats(folder, form):

@@ -9,14 +9,19 @@ import torch
 from torch import nn
 
 from lessonkit import sample
-from lessonkit.augment import Augment, Mix
-from lessonkit.data import ImageData, Stats, imagenet_stats
-from lessonkit.distil import (Crops, Pair, Recipe, agreement, answer, distil, distil_losses, divergence, export_student, linear_probe, new_student,
-                              packaged_teacher, read_photos, saved_run, weight_average, with_stats)
-from lessonkit.interpret import wilson
-from lessonkit.learner import Learner, load_tensors
-from lessonkit.model import create_model
-from lessonkit.train import Engine
+from lessonkit.data.augment import Augment
+from lessonkit.data.mixing import Mix
+from lessonkit.data.image_data import ImageData, imagenet_stats, Stats
+from lessonkit.distill import (
+    agreement, Crops, distill, distill_losses, divergence, export_student, linear_probe,
+    logits_and_features, new_student, packaged_teacher, Pair, read_photos, Recipe, saved_run,
+    weight_average, with_stats,
+)
+from lessonkit.results.intervals import wilson_interval
+from lessonkit.core.files import load_tensors
+from lessonkit.learner import Learner
+from lessonkit.model.create import create_model
+from lessonkit.train.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = ROOT / "data/resnet18_distilled/make.py"
@@ -25,7 +30,7 @@ RECIPE = Recipe(epochs=3, size=24, bs=16, lr=5e-3, average=.9)   # 9 steps with 
 
 
 def net(width, seed, classes=5, sure=1.):
-    "A tiny network with batch normalisation; `sure` makes its answers bolder."
+    "A tiny network with batch normalization; `sure` makes its answers bolder."
     torch.manual_seed(seed)
     body = [nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
     found = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
@@ -46,7 +51,7 @@ def folder(tmp_path_factory): return sample.tiny(tmp_path_factory.mktemp("tiny")
 def photos(folder): return read_photos(folder, side=30)
 
 
-def run(photos, recipe=RECIPE, checkpoint=None, **options): return distil(teacher(), student(), photos, recipe, ENGINE, checkpoint, **options)
+def run(photos, recipe=RECIPE, checkpoint=None, **options): return distill(teacher(), student(), photos, recipe, ENGINE, checkpoint, **options)
 
 
 # What both see
@@ -55,7 +60,7 @@ def run(photos, recipe=RECIPE, checkpoint=None, **options): return distil(teache
 def test_both_see_the_very_same_crop(photos, recipe):
     seen, nets = {"teacher": [], "student": []}, dict(teacher=teacher(), student=student())
     for name, n in nets.items(): n.register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[0].clone()))
-    distil(**nets, photos=photos, recipe=recipe, engine=ENGINE)
+    distill(**nets, photos=photos, recipe=recipe, engine=ENGINE)
     assert len(seen["teacher"]) == len(seen["student"]) == 9
     for a, b in zip(seen["teacher"], seen["student"]): assert torch.equal(a, b) and a.shape == (16, 3, 24, 24) and 0 <= a.min() and a.max() <= 1
     assert len({v.sum().item() for v in seen["teacher"]}) == 9   # and another one in each step
@@ -92,7 +97,7 @@ def test_ahead_or_not_the_same_crops_and_no_thread_is_left(photos):
 def test_teacher_stays_as_it_is(photos):
     t = teacher().train()
     before = {k: v.clone() for k, v in t.state_dict().items()}
-    distil(t, student(), photos, RECIPE, ENGINE)
+    distill(t, student(), photos, RECIPE, ENGINE)
     assert same(before, t.state_dict()) and not t.training and not any(p.requires_grad or p.grad is not None for p in t.parameters())
 
 
@@ -110,7 +115,7 @@ def test_loss_by_hand(temperature):
 
 
 def test_gradient_does_not_fade_with_the_temperature():
-    "At high temperatures T² KL tends to half the squared distance of the centred logits over c: its gradient to (s - t) / c (Hinton et al. 2015, section 2.1)."
+    "At high temperatures T² KL tends to half the squared distance of the centerd logits over c: its gradient to (s - t) / c (Hinton et al. 2015, section 2.1)."
     torch.manual_seed(0)
     s, t = (z - z.mean(1, keepdim=True) for z in torch.randn(2, 3, 10, dtype=torch.float64))
     s.requires_grad_()
@@ -131,17 +136,17 @@ def test_features_are_compared_by_angle_after_the_bridge(photos):
     pair = Pair(teacher(), student(), features=True).train()
     x = next(RECIPE.crops(photos).batches(0)).x
     said, known, own, theirs = pair(x)
-    with torch.no_grad(): pooled = answer(pair.teacher, x)[1]
+    with torch.no_grad(): pooled = logits_and_features(pair.teacher, x)[1]
     assert torch.allclose(theirs, (pooled - pooled.mean(0)) / (pooled.var(0, correction=0) + 1e-5).sqrt(), atol=1e-4)
     angle = (own * theirs).sum(1) / own.norm(dim=1) / theirs.norm(dim=1)
-    assert torch.allclose(distil_losses((said, known, own, theirs), features=.3), divergence(said, known) + .3 * (1 - angle), atol=1e-5)
+    assert torch.allclose(distill_losses((said, known, own, theirs), features=.3), divergence(said, known) + .3 * (1 - angle), atol=1e-5)
     assert pair.bridge.weight.shape == (12, 8) and "bridge.weight" in pair.learned() and not any(k.startswith("teacher") for k in pair.learned())
 
 
 def test_student_comes_nearer_to_its_teacher(photos):
     known, kept = photos.held_out(.25)
     first = agreement(teacher(), student(), kept, 24, ENGINE)
-    average, record = distil(teacher(), student(), known, replace(RECIPE, epochs=25, lr=2e-2), ENGINE)
+    average, record = distill(teacher(), student(), known, replace(RECIPE, epochs=25, lr=2e-2), ENGINE)
     then = agreement(teacher(), average, kept, 24, ENGINE)
     assert then.divergence < first.divergence / 2 and then.same.k > first.same.k and np.mean(record.losses[-5:]) < np.mean(record.losses[:5]) / 2
 
@@ -162,10 +167,10 @@ def broken(photos, recipe, checkpoint, at):
                          ids=["before anything is saved", "three times", "between epochs", "with a bridge"])
 def test_killed_and_taken_up_equals_undisturbed(photos, tmp_path, recipe, cuts):
     whole = student()
-    undisturbed, record = distil(teacher(), whole, photos, recipe, ENGINE)
+    undisturbed, record = distill(teacher(), whole, photos, recipe, ENGINE)
     for at in cuts: broken(photos, recipe, tmp_path / "run", at)
     taken = student()
-    resumed, second = distil(teacher(), taken, photos, recipe, ENGINE, tmp_path / "run")
+    resumed, second = distill(teacher(), taken, photos, recipe, ENGINE, tmp_path / "run")
     assert asdict(second) == asdict(record) and len(record.losses) == 9
     assert same(resumed.state_dict(), undisturbed.state_dict()) and same(taken.state_dict(), whole.state_dict())
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -196,7 +201,7 @@ def test_another_recipe_is_refused(photos, tmp_path, change, says):
 def test_other_photographs_another_teacher_and_other_files_are_refused(photos, tmp_path):
     broken(photos, RECIPE, tmp_path / "run", 2)
     with pytest.raises(ValueError, match="photographs was '48, 30 px"): run(photos[range(47)], RECIPE, tmp_path / "run")
-    with pytest.raises(ValueError, match="teacher was"): distil(net(12, 9), student(), photos, RECIPE, ENGINE, tmp_path / "run")
+    with pytest.raises(ValueError, match="teacher was"): distill(net(12, 9), student(), photos, RECIPE, ENGINE, tmp_path / "run")
     torch.save(dict(a=1), tmp_path / "other")
     with pytest.raises(ValueError, match="'other' is not a checkpoint of a distillation"): saved_run(tmp_path / "other")
     (tmp_path / "half").write_bytes((tmp_path / "run").read_bytes()[:500])
@@ -214,7 +219,7 @@ def test_a_loss_that_explodes_ends_the_run_and_spares_the_checkpoint(photos, tmp
 
 
 def test_average_by_hand():
-    "The average of weights and of batch normalisation's statistics, with the decay growing up to its limit."
+    "The average of weights and of batch normalization's statistics, with the decay growing up to its limit."
     torch.manual_seed(0)
     model, expected = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), {}
     average = weight_average(model, .3)
@@ -262,7 +267,7 @@ def test_packaged_teacher_is_the_backbone_of_the_course():
     torch.manual_seed(0)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        logits, pooled = answer(packaged_teacher(), x)
+        logits, pooled = logits_and_features(packaged_teacher(), x)
         features = create_model(n_out=2).eval().features(x)
     assert logits.shape == (2, 1000) and torch.allclose(pooled, features[:, 1280:], atol=1e-5)
 
@@ -272,7 +277,7 @@ def test_agreement_by_hand(photos):
     x = next(Crops.of(photos, 24, 48).batches(0)).x
     with torch.no_grad(): theirs, own = t.eval()(x), s.eval()(x)
     found = agreement(t, s.train(), photos, 24, ENGINE, bs=20)
-    assert found.same == wilson(int((theirs.argmax(1) == own.argmax(1)).sum()), 48) and s.training
+    assert found.same == wilson_interval(int((theirs.argmax(1) == own.argmax(1)).sum()), 48) and s.training
     each = divergence(own, theirs)
     assert found.divergence == pytest.approx(each.mean().item(), rel=1e-4) and found.error == pytest.approx(each.std().item() / 48**.5, rel=1e-4)
     assert "same first answer" in str(found)
@@ -293,8 +298,8 @@ def test_file_of_weights(folder, tmp_path):
     for n in (theirs, made): n.eval()
     standard = (x - torch.tensor(imagenet_stats.mean)[:, None, None]) / torch.tensor(imagenet_stats.std)[:, None, None]
     with torch.no_grad(): assert torch.allclose(theirs(standard), made(x), atol=2e-2)
-    learn = Learner(ImageData.from_name_re(folder, None, r"^(.+)_\d+", size=32, bs=16), "resnet18", weights=path, model_dir=tmp_path, device="cpu", precision="fp32", cache=False, show=False)
-    with torch.no_grad(): assert torch.allclose(learn.model.eval().features(x)[:, 512:], answer(made, x)[1], atol=2e-2)
+    learn = Learner(ImageData.from_name_re(folder, r"^(.+)_\d+", size=32, bs=16), "resnet18", weights=path, model_dir=tmp_path, device="cpu", precision="fp32", cache=False, show=False)
+    with torch.no_grad(): assert torch.allclose(learn.model.eval().features(x)[:, 512:], logits_and_features(made, x)[1], atol=2e-2)
     export_student(path, made, {}, head=False)
     assert {*tensors} - {*load_tensors(path)[0]} == {"fc.weight", "fc.bias"}
 
@@ -307,7 +312,7 @@ def test_broken_students_are_not_written(tmp_path):
 
 
 def test_linear_probe_learns_from_training_pictures_only(folder):
-    data = ImageData.from_name_re(folder, None, r"^(.+)_\d+", size=32, bs=16)
+    data = ImageData.from_name_re(folder, r"^(.+)_\d+", size=32, bs=16)
     found = linear_probe(data, "resnet18", None, ENGINE)
     assert found.n == data.valid.n and found.k >= 6 and found == linear_probe(data, "resnet18", None, ENGINE)
     turned = replace(data, valid=replace(data.valid, targets=(data.valid.targets + 1) % 3))

@@ -14,9 +14,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from lessonkit import duplicates as D
+from lessonkit.data import duplicates as D
 from lessonkit import sample
-from lessonkit.data import ImageData, open_image
+from lessonkit.data.image_data import ImageData
+from lessonkit.data.images import open_image
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -29,7 +30,7 @@ def saved(img, quality=88):
 
 CHANGES = {"coarse": lambda img: saved(img, 30), "half": lambda img: img.resize((img.width // 2, img.height // 2), Image.Resampling.BILINEAR),
            "double": lambda img: img.resize((img.width * 2, img.height * 2)), "brighter": lambda img: ImageEnhance.Brightness(img).enhance(1.1),
-           "cropped": lambda img: img.crop((1, 1, img.width - 1, img.height - 1)), "grey": lambda img: img.convert("L")}
+           "cropped": lambda img: img.crop((1, 1, img.width - 1, img.height - 1)), "gray": lambda img: img.convert("L")}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_flat_pictures_are_no_copies_of_each_other(tmp_path):
         a = np.clip(level + noise.normal(0, spread, (90, 120, 3)), 0, 255).astype(np.uint8)
         files.append(tmp_path / f"{k}.png")
         Image.fromarray(a).save(files[-1])
-    with pytest.warns(UserWarning, match=r"6 picture\(s\) are one flat colour.*0.png; 1.png.*and 1 more"): table = D.find_duplicates(files, mirrored=True)
+    with pytest.warns(UserWarning, match=r"6 picture\(s\) are one flat color.*0.png; 1.png.*and 1 more"): table = D.find_duplicates(files, mirrored=True)
     assert [(r.kind, r.a.name, r.b.name) for r in table.itertuples()] == [("exact", "0.png", "1.png")]
     page = np.full((400, 300), 255, np.uint8)
     page[60:340:20, 40:260] = 120                   # a page with lines of text has a layout

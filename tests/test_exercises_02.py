@@ -1,7 +1,7 @@
 """Lesson 2's exercises: right answers in several forms, and plausible wrong ones with the reason that they get. test_exercises.py asks them all."""
 import torch
 
-from lessonkit.schedule import cycle_ends, group_rates
+from lessonkit.train.schedules import cycle_ends, group_rates
 
 GROUPS = "early body", "late body", "head"
 
@@ -15,7 +15,7 @@ def by_hand(*lines):
 
 FREEZE, HEAD, THAW, ALL = "learn.freeze()", "learn.fit_one_cycle(1, lr)", "learn.unfreeze()", "learn.fit_one_cycle(epochs, slice(lr/200, lr/2))"
 
-RIGHT = {
+CORRECT_COLOR = {
     "lr-min": [.01, "1e-2", torch.tensor(.01)],
     "group-rates": [[4e-6, 4e-5, 4e-4], group_rates(slice(4e-6, 4e-4), GROUPS), torch.tensor([4e-6, 4e-5, 4e-4])],
     "groups": [["late body", "head"], "late body, head", (1, 2), {"head", "late body"}],
@@ -26,7 +26,7 @@ RIGHT = {
     "bfloat16": [256, torch.tensor(256., dtype=torch.bfloat16)],
     "by-hand": [by_hand(FREEZE, HEAD, THAW, ALL), by_hand("learn.freeze_to(-1)", "learn.fit_one_cycle(epochs=1, lr_max=slice(lr))", "learn.freeze_to(0)", "learn.fit_one_cycle(epochs, [lr/200, lr/20, lr/2], pct_start=.3)")],
 }
-WRONG = {   # answer -> a word of the reason
+INCORRECT_COLOR = {   # answer -> a word of the reason
     "lr-min": [(.1, "a tenth of it"), (.001, "once too often"), (1, "exploded")],
     "group-rates": [([4e-6, 2.02e-4, 4e-4], "by difference"), ([4e-5, 4e-5, 4e-4], "one number"), ([4e-4, 4e-5, 4e-6], "way round")],
     "groups": [("head", "freeze_to.-1"), (list(GROUPS), "unfreeze"), ([0, 1], "before"), ("late body", "follows")],

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lessonkit import exercises
-from lessonkit.augment import augmentations
+from lessonkit.data.augment import augmentations
 from lessonkit.exercises import EXERCISES
-from lessonkit.interpret import most_incorrect, most_uncertain
-from lessonkit.predict import Preds
-from lessonkit.schedule import cycle_ends, group_rates
+from lessonkit.results.selections import most_incorrect, most_uncertain
+from lessonkit.results.preds import Preds
+from lessonkit.train.schedules import cycle_ends, group_rates
 
 P_DOG, IS_DOG = np.array(exercises._P_DOG), np.array(exercises._IS_DOG)
 
@@ -26,7 +26,7 @@ def loop(one, zero, back="return total / len(acts)"):
     return by_if("total = 0", "for y, p in zip(acts, preds):", f"    if y == 1: total += {one}", f"    else: total += {zero}", back)
 
 
-RIGHT = {
+CORRECT_COLOR = {
     "shape": [(200, 300, 3), np.zeros((200, 300, 3)).shape, torch.Size([200, 300, 3])],
     "log-prob": [.8, math.exp(-.223), np.exp(np.float32(-.223)), "0.8", 80],
     "uncertain": [[2, 7], (7, 2), {2, 7}, np.argsort(np.abs(P_DOG - .5))[:2]],
@@ -39,8 +39,8 @@ RIGHT = {
     "matrix": [294 / 314, .936, .94, 93.6],
     "dont-know": [(.6, 1 / 6), [.6, .17], (60, 16.7)],
 }
-WRONG = {   # answer -> a word of the reason
-    "shape": [((300, 200, 3), "rows first"), ((3, 200, 300), "colours last"), ((200, 300), "grey"), (180000, "three numbers")],
+INCORRECT_COLOR = {   # answer -> a word of the reason
+    "shape": [((300, 200, 3), "rows first"), ((3, 200, 300), "colors last"), ((200, 300), "gray"), (180000, "three numbers")],
     "log-prob": [(.2, "cat's"), (-.223, "undone"), (1.25, "above 1"), (.598, "base 10"), (.122, "not shares")],
     "uncertain": [([3, 4], "sure that they are cats"), ([0, 5], "opposite"), ([.55, .45], "not their probabilities")],
     "most-incorrect": [([3, 4], "first take the dogs|First take the dogs"), ([1, 3], "worst comes first"), ([0, 6], "what a picture \\*is"), ([7, 1], "least sure")],
@@ -59,7 +59,7 @@ def preds():
     "The eight pictures of two of the questions."
     probs = torch.tensor(np.stack([1 - P_DOG, P_DOG], 1), dtype=torch.float32)
     targets = torch.tensor(IS_DOG).long()
-    return Preds(probs, targets, -probs[range(8), targets].log(), (), ("cats", "dogs"), "single")
+    return Preds(probs, targets, -probs[range(8), targets].log(), (), Task("single", ("cats", "dogs")))
 
 
 def test_the_kit_answers_the_same():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lessonkit.exercises import check
-from lessonkit.schedule import Piece, Schedule, cycle_ends, exp_ramp, flat_cos, sgdr
+from lessonkit.train.schedules import cycle_ends, exp_ramp, flat_cos, Piece, Schedule, sgdr
 
 
 def falling(f):
@@ -14,7 +14,7 @@ def falling(f):
     return lambda position: 1. if position < .75 else f((position - .75) / .25)
 
 
-RIGHT = {
+CORRECT_COLOR = {
     "five-lines": [[3, 2, 5, 1, 4], [3, 4, 2, 5, 1], (3, 2, 4, 5, 1), "3, 2, 5, 1, 4", np.array([3, 2, 5, 1, 4])],
     "velocity": [(-1.1, .61), torch.tensor([-1.1, .61]), {"velocity": -1.1, "weight": .61}],
     "first-step": [(-.01, .01), (-.01, .009995), torch.tensor([-.01, .01])],
@@ -22,7 +22,7 @@ RIGHT = {
     "restarts": [[15, 45], (45, 15), {15, 45}, torch.tensor([15, 45]), [15 * e for e in cycle_ends(3, 1, 2)[:-1]]],
     "growing-rate": [(.001, 1.26), (1e-3, 10 ** .1), [exp_ramp(1e-6, 1)(.5), exp_ramp(1, 1e6)(1 / 60)]],
 }
-WRONG = {   # answer -> a word of the reason
+INCORRECT_COLOR = {   # answer -> a word of the reason
     "five-lines": [([3, 2, 5, 4, 1], "never learn"), ([3, 2, 1, 5, 4], "batch before"), ([2, 3, 5, 1, 4], "opens the loop"), ([3, 5, 2, 1, 4], "not calculated yet"), ("32541", "never learn"), ([3, 2, 5, 1], "got 4")],
     "velocity": [((.61, -1.1), "way round"), ((-2, .7), "without momentum"), ((-1.1, .39), "subtracted"), ((.7, .43), "an average"), ((-1, .6), "only a share"), ((-.8, .58), "not the slope"), ((-1.1, .6), "velocity is right")],
     "first-step": [((.01, -.01), "to the left"), ((-.5, .0002), "plain descent"), ((-.01, -.01), "different signs"), ((-1, 1), "times the learning rate"), ((-.001, .001), "what it lacks")],

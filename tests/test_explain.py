@@ -10,16 +10,19 @@ from torch import nn
 from torchvision.models import densenet121, resnet18
 
 from lessonkit import sample
-from lessonkit.augment import to_inputs
-from lessonkit.data import ImageData, Loader, imagenet_stats
-from lessonkit.explain import _caught, grad_cam, heat_maps
-from lessonkit.model import Classifier, create_model
-from lessonkit.precompute import FeatureLoader
-from lessonkit.train import Engine
+from lessonkit.data.augment import to_inputs
+from lessonkit.data.image_data import ImageData, imagenet_stats
+from lessonkit.data.loader import Loader
+from lessonkit.UNKNOWN_explain import _caught
+from lessonkit.results.explain import grad_cam, heat_maps
+from lessonkit.model.classifier import Classifier
+from lessonkit.model.create import create_model
+from lessonkit.train.features import FeatureLoader
+from lessonkit.train.engine import Engine
 
 
 def small(n_out=3, seed=0):
-    "A classifier with a grid of 8 by 8 for 32 pixels, whose batch normalisation has seen something."
+    "A classifier with a grid of 8 by 8 for 32 pixels, whose batch normalization has seen something."
     torch.manual_seed(seed)
     body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
     model = Classifier(body, 8, n_out, imagenet_stats, [("body", [body])])
@@ -31,14 +34,14 @@ def pictures(n=3, size=32, seed=0): return torch.rand(n, 3, size, size, generato
 
 
 def reference(model, layer, x, target):
-    "captum's map, which is neither cut at zero (by choice) nor normalised."
+    "captum's map, which is neither cut at zero (by choice) nor normalized."
     cam = LayerGradCam(model.eval(), layer).attribute(x, target=target, relu_attributions=True).detach()[:, 0]
     return cam / cam.amax((1, 2), keepdim=True).clamp_min(1e-30)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("tiny")), None, r"^(.+)_\d+", size=32, bs=13)
+    return ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("tiny")), r"^(.+)_\d+", size=32, bs=13)
 
 
 # --- the same as captum
@@ -67,7 +70,7 @@ def test_a_layer_before_one_that_works_in_place():
     "What comes after the layer overwrites its answer; the map is of the answer itself. DenseNet's body ends like that, too."
     model, x = small(), pictures()
     before = model.body[4]
-    activation = model.eval().body[:5](model.normalise(x)).detach().requires_grad_()
+    activation = model.eval().body[:5](model.normalize(x)).detach().requires_grad_()
     gradient, = torch.autograd.grad(model.head(model.pool(activation.relu()))[:, 1].sum(), activation)
     cam = (gradient.mean((2, 3), keepdim=True) * activation).sum(1).relu().detach()
     torch.testing.assert_close(grad_cam(model, x, 1, before), cam / cam.amax((1, 2), keepdim=True), rtol=1e-4, atol=1e-6)
@@ -133,7 +136,7 @@ def test_all_of_the_map_is_where_the_evidence_is(row, column):
         body[0].weight.copy_(torch.stack([torch.full((3, 4, 4), 1 / 48), torch.full((3, 4, 4), -1 / 48)]))
         body[0].bias.copy_(torch.tensor([-.9, .9]))
     model = Classifier(body, 2, 2, imagenet_stats, [("body", [body])])
-    model.normalise = nn.Identity()
+    model.normalize = nn.Identity()
     model.pool, model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(2, 2)
     with torch.no_grad(): model.head.weight.copy_(torch.tensor([[0., 1.], [1., 0.]]))
     x = pictures(1) * .5
@@ -247,7 +250,7 @@ def test_only_the_loaders_items_are_opened(tiny, monkeypatch):
 
 
 def test_the_training_pictures_are_not_augmented(tiny):
-    from lessonkit.augment import augmentations
+    from lessonkit.data.augment import augmentations
     few = replace(tiny.train, paths=tiny.train.paths[:4], targets=None)
     wild = replace(few, augment=augmentations())
     assert torch.equal(heat_maps(small(), wild, Engine("cpu", "fp32")), heat_maps(small(), few, Engine("cpu", "fp32")))

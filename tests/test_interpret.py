@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lessonkit import interpret as I
-from lessonkit.predict import Preds
+from lessonkit.results.preds import Preds
 
 
 def made(n=20, c=3, seed=0, targets=True, paths=False, kind="single", digits=None):
@@ -26,7 +26,7 @@ def made(n=20, c=3, seed=0, targets=True, paths=False, kind="single", digits=Non
     if not targets: losses = None
     classes = tuple(f"class{i:02}" for i in range(c))
     files = tuple(Path(f"some/where/{i}.jpg") for i in range(n)) if paths else ()
-    return Preds(probs, y if targets else None, losses, files, classes, kind)
+    return Preds(probs, y if targets else None, losses, files, Task(kind, classes))
 
 
 sizes = dict(n=st.integers(1, 60), c=st.integers(2, 8), seed=st.integers(0, 10_000), digits=st.sampled_from([None, 1]))
@@ -52,7 +52,7 @@ def test_accuracy_and_matrix_agree_with_sklearn(n, c, seed, digits):
 def test_a_metric_weighs_samples_not_batches(seed, parts):
     p, lo, total = made(sum(parts), 3, seed), 0, 0.
     for size in parts:
-        part = Preds(p.probs[lo:lo + size], p.targets[lo:lo + size], None, (), p.classes, "single")
+        part = Preds(p.probs[lo:lo + size], p.targets[lo:lo + size], None, (), Task("single", p.classes))
         total, lo = total + size*I.accuracy(part), lo + size
     assert math.isclose(I.accuracy(p), total/lo)
 
@@ -119,7 +119,7 @@ def test_top_losses(n, c, seed, digits, k, largest):
 
 def test_top_losses_not_a_number():
     nan, inf = math.nan, math.inf
-    p = Preds(torch.eye(5), torch.arange(5), torch.tensor([1, nan, inf, nan, 2.]), (), tuple("abcde"), "single")
+    p = Preds(torch.eye(5), torch.arange(5), torch.tensor([1, nan, inf, nan, 2.]), (), Task("single", tuple("abcde")))
     assert I.top_losses(p)[1].tolist() == [1, 3, 2, 4, 0] and I.top_losses(p, largest=False)[1].tolist() == [0, 4, 2, 1, 3]
 
 
@@ -129,7 +129,7 @@ def two_classes(n, seed, spread, digits=None):
     probs = (spread*torch.randn(n, 2, generator=g)).softmax(1)
     if digits is not None: probs = probs.mul(10**digits).round()/10**digits
     y = torch.randint(0, 2, (n,), generator=g)
-    return Preds(probs, y, -probs.clamp_min(1e-30).log()[range(n), y], (), ("cat", "dog"), "single")
+    return Preds(probs, y, -probs.clamp_min(1e-30).log()[range(n), y], (), Task("single", ("cat", "dog")))
 
 
 WAYS = "margin", "entropy", "least_confidence"
@@ -205,7 +205,7 @@ def test_the_same_numbers_in_other_places_are_as_uncertain(c):
     g = torch.Generator().manual_seed(c)
     row = torch.rand(c, generator=g).double()
     probs = torch.stack([row[torch.randperm(c, generator=g)] for _ in range(50)])/row.sum()
-    p = Preds(probs, None, None, (), tuple(map(str, range(c))), "single")
+    p = Preds(probs, None, None, (), Task("single", tuple(map(str, range(c)))))
     for by in WAYS:
         if c > 2: assert I.most_uncertain(p, by=by).tolist() == list(range(50))
 
@@ -220,7 +220,7 @@ def test_probabilities_that_are_not_numbers_come_last(c):
         for got in (I.most_incorrect(p, label), I.most_correct(p, label)):
             lost = [i in (4, 17) for i in got.tolist()]
             assert lost == sorted(lost)
-    last = Preds(torch.tensor([[math.nan]*3, [.2, .5, .3], [math.nan]*3, [.1, .6, .3]]), torch.tensor([1, 0, 1, 0]), None, (), tuple("abc"), "single")
+    last = Preds(torch.tensor([[math.nan]*3, [.2, .5, .3], [math.nan]*3, [.1, .6, .3]]), torch.tensor([1, 0, 1, 0]), None, (), Task("single", tuple("abc")))
     assert I.most_incorrect(last, "b").tolist() == [0, 2] and I.most_incorrect(last, "a").tolist() == [3, 1]
 
 
@@ -235,7 +235,7 @@ def test_random_choice(n, c, seed, digits, k, draw):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_random_choice_depends_on_the_seed_and_favours_nobody():
+def test_random_choice_depends_on_the_seed_and_favors_nobody():
     p = made(40, 3, 1)
     first = [int(I.random_wrong(p, 1, seed)[0]) for seed in range(400)]
     assert set(first) == set(I.wrong(p).tolist()) and max(map(first.count, first)) < 60  # about 15 each
@@ -254,7 +254,7 @@ def test_one_per_class(n, c, seed, digits):
 def test_classes_by_name_and_number():
     p = made(c=3)
     assert [I.class_index(p, x) for x in ("class01", 1, np.int64(1), np.str_("class01"), torch.tensor(1))] == [1]*5
-    digits = Preds(torch.eye(3), None, None, (), (7, 0, 1), "single")
+    digits = Preds(torch.eye(3), None, None, (), Task("single", (7, 0, 1)))
     assert [I.class_index(digits, x) for x in (7, 0, 1, 2)] == [0, 1, 2, 2]  # a name before a number
     with pytest.raises(ValueError, match="'class1'.*'class01'.*0 to 2"): I.class_index(p, "class1")
     for bad in (3, -1, True, 1., None, "pug"):
@@ -268,7 +268,7 @@ def test_classes_by_name_and_number():
 def test_nothing_to_choose_from():
     p = made()
     none = p[[]]
-    sure = Preds(torch.eye(3), torch.arange(3), torch.zeros(3), (), tuple("abc"), "single")
+    sure = Preds(torch.eye(3), torch.arange(3), torch.zeros(3), (), Task("single", tuple("abc")))
     empties = [I.right(none), I.wrong(none), I.random_right(none), I.most_correct(none, 0), I.in_cell(none, 0, 1), I.most_uncertain(none),
                I.top_losses(none)[1], I.one_per_class(none), I.one_per_class(p, []), I.wrong(sure), I.random_wrong(sure),
                I.most_incorrect(sure, "a", 4), I.in_cell(sure, "a", "b")]
@@ -292,7 +292,7 @@ def test_most_confused(n, c, seed, digits, min_val):
 def other_answers(p, seed):
     "Predictions of the same items by another model."
     q = made(len(p), p.probs.shape[1], seed)
-    return Preds(q.probs, p.targets, None, p.paths, p.classes, "single")
+    return Preds(q.probs, p.targets, None, p.paths, Task("single", p.classes))
 
 
 @quick
@@ -313,7 +313,7 @@ def test_compare_is_mcnemars_exact_test(n, c, seed):
 def test_comparison_in_words():
     def with_mistakes(*at):
         probs = torch.eye(2)[[int(i in at) for i in range(100)]]
-        return Preds(probs, torch.zeros(100, dtype=torch.long), None, (), ("a", "b"), "single")
+        return Preds(probs, torch.zeros(100, dtype=torch.long), None, (), Task("single", ("a", "b")))
     got = I.compare(with_mistakes(*range(12)), with_mistakes(*range(3, 13)))
     assert str(got) == repr(got) == (f"before {I.wilson(12, 100)}, after {I.wilson(10, 100)}: 3 gained, 1 lost, p = 0.62")
     assert str(I.compare(with_mistakes(*range(40)), with_mistakes())).endswith("40 gained, 0 lost, p < 0.0001")
@@ -326,9 +326,9 @@ def test_only_the_same_items_are_compared():
     b = other_answers(a, 2)
     for bad, words in [(b[:19], "20 and of 19 items"), (b[[1, 0, *range(2, 20)]], "position 0.*0.jpg.*1.jpg"),
                        (made(20, 4, 1, paths=True), "classes differ"),
-                       (Preds(b.probs, (a.targets + (torch.arange(20) == 7)) % 3, None, a.paths, a.classes, "single"), "position 7.*true class")]:
+                       (Preds(b.probs, (a.targets + (torch.arange(20) == 7)) % 3, None, a.paths, Task("single", a.classes)), "position 7.*true class")]:
         with pytest.raises(ValueError, match=f"same items.*{words}"): I.compare(a, bad)
-    assert I.compare(a, Preds(b.probs, b.targets, None, (), b.classes, "single")).p == I.compare(a, b).p  # arrays have no paths
+    assert I.compare(a, Preds(b.probs, b.targets, None, (), Task("single", b.classes))).p == I.compare(a, b).p  # arrays have no paths
     for one in (made(targets=False), made(kind="multi")):
         for pair in ((one, made()), (made(), one)):
             with pytest.raises(ValueError, match="^compare"): I.compare(*pair)
@@ -384,7 +384,7 @@ def test_curves_need_both_of_two_classes(f):
     with pytest.raises(ValueError, match="no class 'pug'"): f(made(c=2), "pug")
     p = made(c=2)
     with pytest.raises(ValueError, match="all 20 pictures are of 'class01'"):
-        f(Preds(p.probs, torch.ones(20, dtype=torch.long), None, (), p.classes, "single"))
+        f(Preds(p.probs, torch.ones(20, dtype=torch.long), None, (), Task("single", p.classes)))
     p.probs[3:5] = math.nan
     with pytest.raises(ValueError, match="2 of 20 probabilities are not numbers"): f(p)
 
@@ -420,10 +420,10 @@ def test_other_bad_input():
             with pytest.raises(TypeError, match="whole number"): f(made(), k)
     p = made()
     for y in (p.targets + 1, p.targets - 1):
-        with pytest.raises(ValueError, match="between 0 and 2"): I.accuracy(Preds(p.probs, y, None, (), p.classes, "single"))
+        with pytest.raises(ValueError, match="between 0 and 2"): I.accuracy(Preds(p.probs, y, None, (), Task("single", p.classes)))
     with pytest.raises(ValueError, match=r"\(20, 1\).*\(20,\)"):
-        I.mse(Preds(p.probs[:, :1], p.probs[:, 0], None, (), ("x",), "number"))  # would broadcast to 20 by 20
-    with pytest.raises(ValueError, match="at least one"): I.accuracy(Preds(p.probs[:0], p.targets[:0], None, (), p.classes, "single"))
+        I.mse(Preds(p.probs[:, :1], p.probs[:, 0], None, (), Task("number", ("x",))))  # would broadcast to 20 by 20
+    with pytest.raises(ValueError, match="at least one"): I.accuracy(Preds(p.probs[:0], p.targets[:0], None, (), Task("single", p.classes)))
     with pytest.raises(TypeError, match="Preds.*ndarray"): I.accuracy(p.probs.numpy())
     with pytest.raises(ValueError, match="'words'"): I.default_metrics("words")
     with pytest.raises(ValueError, match="min_val"): I.most_confused(p, 0)

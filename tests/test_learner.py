@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from lessonkit import sample
-from lessonkit.augment import augmentations
-from lessonkit.calibrate import fit_temperature, scaled
-from lessonkit.data import ImageData, image_files
-from lessonkit.interpret import accuracy, compare, error_rate
+from lessonkit.data.augment import augmentations
+from lessonkit.results.calibration import apply_temperature, fit_temperature
+from lessonkit.data.image_data import ImageData
+from lessonkit.data.images import image_files
+from lessonkit.results.intervals import compare_errors
+from lessonkit.results.metrics import accuracy, error_rate
 from lessonkit.learner import Learner
-from lessonkit.predict import predict_set
+from lessonkit.results.predict import predict_set
 
 PAT = r"^(.+)_\d+"
 
@@ -19,7 +21,7 @@ PAT = r"^(.+)_\d+"
 def flat(tmp_path_factory): return sample.tiny(tmp_path_factory.mktemp("tiny") / "flat", n=60)
 
 
-def data_of(path, **kw): return ImageData.from_name_re(path, None, PAT, **dict(size=32, bs=16) | kw)
+def data_of(path, **kw): return ImageData.from_name_re(path, PAT, **dict(size=32, bs=16) | kw)
 def learner(data, arch="resnet18", **kw): return Learner(data, arch, **dict(weights=None, precision="fp32", show=False, device="cpu") | kw)
 def weights(learn): return [t.clone() for t in learn.model.state_dict().values()]
 def same(a, b): return all(torch.equal(x, y) for x, y in zip(a, b))
@@ -51,7 +53,7 @@ def test_head_on_features_becomes_the_head_on_pictures(flat, monkeypatch):
         return learn
     quick = train()
     assert "once" in quick.history.fits[0].notes[0]
-    monkeypatch.setattr("lessonkit.learner.why_not", lambda *_: "a test")
+    monkeypatch.setattr("lessonkit.train.features.why_not_precompute", lambda *_: "a test")
     slow = train()
     assert "a test" in slow.history.fits[0].notes[0]
     assert torch.allclose(quick.get_preds().probs, slow.get_preds().probs, atol=1e-3)
@@ -71,7 +73,7 @@ def test_features_are_never_stale(flat):
     learn.data = data_of(flat, size=40)
     learn.fit_one_cycle(1)
     assert learn._features[2] is not kept            # other pictures
-    assert torch.allclose(learn.get_preds().probs, predict_set(learn.model, learn.data.valid, learn.engine, learn.data.classes).probs, atol=1e-4)
+    assert torch.allclose(learn.get_preds().probs, predict_set(learn.model, learn.data.valid, learn.engine, learn.data.task).probs, atol=1e-4)
 
 
 def test_predictions_are_never_stale(flat):
@@ -127,7 +129,7 @@ def test_a_stop_in_the_first_phase_leaves_out_the_second(flat):
 
 
 def test_a_rate_that_is_too_high_says_so(flat, capsys):
-    learn = learner(data_of(flat), optimiser="sgd")
+    learn = learner(data_of(flat), optimizer="sgd")
     learn.fit(5, 1e20)
     assert "smaller learning rate" in capsys.readouterr().out and learn.history.fits[0].notes[-1].startswith("stopped at step")
 
@@ -183,14 +185,14 @@ def test_views_of_each_picture_are_blended_and_judged(flat, capsys, monkeypatch)
     learn = learner(data_of(flat, augment=augmentations()), show=True)
     learn.fit_one_cycle(1, 1e-2)
     opened = []
-    true_open = lessonkit.data.open_pixels
+    true_open = lessonkit.data.images.open_pixels
     monkeypatch.setattr(lessonkit.data, "open_pixels", lambda source, *a: opened.append(source) or true_open(source, *a))
     capsys.readouterr()
     blend = learn.tta(3, beta=.4)
     assert sorted(opened) == sorted(learn.data.valid.paths)          # once for all views
     said, plain = capsys.readouterr().out, learn.get_preds()
     assert len(opened) == learn.data.valid.n and not torch.equal(plain.probs, blend.probs)
-    assert said == f"test-time augmentation, 3 views: {compare(plain, blend)}\n"
+    assert said == f"test-time augmentation, 3 views: {compare_errors(plain, blend)}\n"
     assert torch.equal(learn.tta(3, beta=1.).probs, plain.probs)
     assert len(learn.tta(form="corners", what="train")) == learn.data.train.n
     with pytest.raises(ValueError, match="got 'trian'"): learn.tta(what="trian")
@@ -204,7 +206,7 @@ def test_a_calibrated_model_stays_so_when_it_is_saved(flat, tmp_path):
     found = learn.calibrate()
     assert found.temperature == fit_temperature(before) != 1
     assert torch.equal(learn.get_preds().pred, before.pred)
-    assert torch.allclose(learn.get_preds().probs, scaled(before, found.temperature).probs, atol=1e-5)
+    assert torch.allclose(learn.get_preds().probs, apply_temperature(before, found.temperature).probs, atol=1e-5)
     learn.save("calibrated")
     assert torch.equal(learner(data, model_dir=tmp_path, seed=1).load("calibrated").get_preds().probs, learn.get_preds().probs)
 
@@ -239,7 +241,7 @@ def test_a_folder_of_new_pictures_with_a_broken_one(flat, tmp_path):
 def test_pictures_are_drawn_from_kept_predictions(flat, monkeypatch):
     learn = learner(data_of(flat))
     learn.get_preds()
-    monkeypatch.setattr("lessonkit.learner.predict_set", lambda *_: pytest.fail("the model was asked again"))
+    monkeypatch.setattr("lessonkit.results.predict.predict_set", lambda *_: pytest.fail("the model was asked again"))
     drawn = [learn.plot_correct(), learn.plot_incorrect(), learn.plot_most_correct("circle"), learn.plot_most_incorrect("circle"), learn.plot_most_uncertain(), learn.plot_top_losses(4),
              learn.plot_cell("circle", "square"), learn.show_results(4), learn.plot_confusion_matrix(), learn.plot_reliability(), learn.plot_risk_coverage(), learn.plot_correct(crop=True)]
     assert len({fig.alt for fig in drawn[:-1]}) == len(drawn) - 1 and all(fig.image()[1] for fig in drawn)

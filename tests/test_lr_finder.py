@@ -12,10 +12,13 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from lessonkit import sample
-from lessonkit.augment import Mix, augmentations, mix_batch
-from lessonkit.data import ImageData
-from lessonkit.lr_finder import LRFind, find_rate, leave_no_trace, suggest_rates
-from lessonkit.train import Engine, Phase, item_losses, make_optimiser, train_steps
+from lessonkit.data.augment import augmentations
+from lessonkit.data.mixing import Mix, mix_batch
+from lessonkit.data.image_data import ImageData
+from lessonkit.train.lr_finder import LRFind, preserve_state, run_lr_finder, suggest_rates
+from lessonkit.core.task import item_losses
+from lessonkit.train.engine import Engine
+from lessonkit.train.loop import make_optimizer, Phase, train_steps
 
 ENGINE = Engine("cpu", "fp32")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -24,7 +27,7 @@ loss = lambda z, y: item_losses(z, y, "single")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    data = ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), None, r"^(.+)_\d+", size=24, bs=8, augment=augmentations())
+    data = ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), r"^(.+)_\d+", size=24, bs=8, augment=augmentations())
     return replace(data, train=replace(data.train, cache="memory"))
 
 
@@ -46,13 +49,13 @@ def net(frozen=False):
     return model
 
 
-def find(model, data, loss=loss, engine=ENGINE, **kw): return find_rate(model, data.train, [model[:3].parameters(), model[3:].parameters()], loss, engine, **kw)
+def find(model, data, loss=loss, engine=ENGINE, **kw): return run_lr_finder(model, data.train, [model[:3].parameters(), model[3:].parameters()], loss, engine, **kw)
 
 
 def train(model, data, fit=0):
     random.seed(0), np.random.seed(0)
     groups = [[p for p in model.parameters() if p.requires_grad]]
-    with closing(train_steps(model, data.train, Phase(2, (1e-2,)), make_optimiser(groups), loss, ENGINE, fit=fit)) as steps: losses = [s.loss for s in steps]
+    with closing(train_steps(model, data.train, Phase(2, (1e-2,)), make_optimizer(groups), loss, ENGINE, fit=fit)) as steps: losses = [s.loss for s in steps]
     return losses, [t.clone() for t in (*model.parameters(), *model.buffers())]
 
 
@@ -102,10 +105,10 @@ def test_rates_grow_as_promised(data, linear):
 def test_groups_keep_their_ratios(data):
     seen = []
     def spy(params):
-        seen.append(optimiser := torch.optim.SGD(params, lr=0.))
-        return optimiser
+        seen.append(optimizer := torch.optim.SGD(params, lr=0.))
+        return optimizer
     for start in ([1e-8, 1e-7], np.array([1e-8, 1e-7]), slice(1e-8, 1e-7), slice(1e-7)):
-        found = find(net(), data, start_lr=start, num_it=10, optimiser=spy, stop_div=False)
+        found = find(net(), data, start_lr=start, num_it=10, optimizer=spy, stop_div=False)
         rates = {g["group"]: g["lr"] for g in seen[-1].param_groups}
         assert rates[1] == found.rates[-1] and rates[0] == pytest.approx(rates[1] / 10) and found.rates[0] == 1e-7
     with pytest.raises(ValueError, match="3 learning rates for 2 layer groups"): find(net(), data, start_lr=[1e-7] * 3)
@@ -117,7 +120,7 @@ def test_frozen_parameters_are_left_to_themselves(data):
         seen.extend(p for g in params for p in g["params"])
         return torch.optim.SGD(params, lr=0.)
     model = net(frozen=True)
-    find(model, data, num_it=2, optimiser=spy)
+    find(model, data, num_it=2, optimizer=spy)
     assert {id(p) for p in seen} == {id(p) for p in model.parameters() if p.requires_grad}
     with pytest.raises(ValueError, match="every layer group is frozen"): find(net().requires_grad_(False), data)
 
@@ -165,7 +168,7 @@ def test_short_runs(data, num_it):
 
 
 def test_mixing_is_passed_on(data):
-    mixed = find(net(), data, num_it=5, mix=lambda x, y, g: mix_batch(x, y, Mix(smoothing=.5), "single", 3, g))
+    mixed = find(net(), data, num_it=5, mix=lambda x, y, g: mix_batch(x, y, Mix(smoothing=.5), Task("single", range(3)), g))
     assert mixed.losses != find(net(), data, num_it=5).losses
 
 
@@ -173,9 +176,9 @@ def test_a_skipped_step_is_no_point(data):
     class Skips(Engine):
         taken = 0
         def for_training(self, model): return self
-        def step(self, optimiser, clip=None):
+        def step(self, optimizer, clip=None):
             self.taken += 1
-            return super().step(optimiser, clip) and self.taken > 3
+            return super().step(optimizer, clip) and self.taken > 3
     found = find(net(), data, num_it=12, engine=Skips("cpu", "fp32"), stop_div=False)
     assert len(found.rates) == 9 and found.rates[0] == 1e-7 and len(set(found.rates)) == 9
 
@@ -234,8 +237,8 @@ def test_nothing_is_left_whatever_happens(data, error, where):
             self._break("loss")
             super().backward(loss)
             self._break("backward")
-        def step(self, optimiser, clip=None):
-            super().step(optimiser, clip)
+        def step(self, optimizer, clip=None):
+            super().step(optimizer, clip)
             self._break("step")
             return True
     model = net(frozen=True)
@@ -271,7 +274,7 @@ def test_leave_no_trace_notices_a_weight_that_is_nan():
     model = nn.Linear(2, 1)
     with torch.no_grad(): model.weight[0, 0] = math.nan
     before = model.weight.detach().clone()
-    with leave_no_trace(model), torch.no_grad(): model.weight.fill_(3.)
+    with preserve_state(model), torch.no_grad(): model.weight.fill_(3.)
     assert torch.equal(before.nan_to_num(7.), model.weight.detach().nan_to_num(7.))
 
 

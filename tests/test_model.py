@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from lessonkit.data import Stats, imagenet_stats
-from lessonkit.model import NORMS, ConcatPool, Normalise, adapt_channels, adapt_stats, create_model, summary
+from lessonkit.data.image_data import imagenet_stats, Stats
+from lessonkit.model.classifier import ConcatPool, Normalize, NORMS
+from lessonkit.model.create import adapt_channels, adapt_stats, create_model, model_summary
 
 FAMILIES = ["resnet18", "tf_efficientnet_lite0", "mobilenet_v3_small", "densenet121", "squeezenet1_1", "regnet_y_400mf", "timm:resnet10t"]
 common = settings(max_examples=30, deadline=None)
@@ -19,23 +20,23 @@ def first_convolution(model): return next(m for m in model.body.modules() if isi
 
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_only_the_first_convolution_knows_of_channels(arch):
-    colours = create_model(arch, n_out=3, weights=None, stats=alike)
-    w, rest = first_convolution(colours).weight, colours.state_dict()
+    colors = create_model(arch, n_out=3, weights=None, stats=alike)
+    w, rest = first_convolution(colors).weight, colors.state_dict()
     for channels, wanted in ((1, w.sum(1, keepdim=True)), (2, w[:, :2] * 1.5), (5, torch.cat([w, torch.zeros_like(w[:, :2])], 1))):
         model = create_model(arch, n_out=3, weights=None, stats=alike, channels=channels)
         assert model.channels == channels == first_convolution(model).in_channels and torch.equal(first_convolution(model).weight, wanted)
         other = {k for k, v in model.state_dict().items() if v.shape != rest[k].shape or not torch.equal(v, rest[k])}
         name = next(k for k, m in model.named_modules() if m is first_convolution(model))
-        assert other == {f"{name}.weight", "normalise.mean", "normalise.std"}      # the head is drawn alike, too
+        assert other == {f"{name}.weight", "normalize.mean", "normalize.std"}      # the head is drawn alike, too
         assert {id(p) for g in model.group_parameters() for p in g} == {id(p) for p in model.parameters()}
         with torch.inference_mode(): assert model.eval()(torch.rand(2, channels, 96, 80)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("arch, weights", [("resnet18", None), ("densenet121", None), (None, "pretrained")])
-def test_a_grey_picture_gets_the_answers_of_its_coloured_copy(arch, weights):
-    colours, grey = (create_model(arch, n_out=4, weights=weights, stats=alike, channels=c).eval().double() for c in (3, 1))
+def test_a_gray_picture_gets_the_answers_of_its_colored_copy(arch, weights):
+    colors, gray = (create_model(arch, n_out=4, weights=weights, stats=alike, channels=c).eval().double() for c in (3, 1))
     x = torch.rand(2, 1, 64, 64, dtype=torch.float64)
-    with torch.inference_mode(): assert torch.allclose(colours(x.expand(2, 3, 64, 64)), grey(x), atol=1e-4)   # the sum is rounded to 32 bits
+    with torch.inference_mode(): assert torch.allclose(colors(x.expand(2, 3, 64, 64)), gray(x), atol=1e-4)   # the sum is rounded to 32 bits
 
 
 def test_further_channels_are_ignored_at_first_and_learned_when_unfrozen():
@@ -62,13 +63,13 @@ def test_statistics_follow_the_channels(channels, means, stds):
 
 def test_statistics_of_ones_own():
     mine = Stats((.1, .2, .3, .4), (.5, .6, .7, .8))
-    assert create_model("resnet18", weights=None, stats=mine, channels=4).normalise.mean.flatten().tolist() == pytest.approx(mine.mean)
+    assert create_model("resnet18", weights=None, stats=mine, channels=4).normalize.mean.flatten().tolist() == pytest.approx(mine.mean)
     with pytest.raises(ValueError, match="statistics are of 4 channels, and the pictures have 3"):
         create_model("resnet18", weights=None, stats=mine)
     with pytest.raises(ValueError, match="channels is .* at least 1; got 0"): create_model("resnet18", weights=None, channels=0)
 
 
-def test_bodies_that_do_not_begin_with_colours_are_refused():
+def test_bodies_that_do_not_begin_with_colors_are_refused():
     folded = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3))
     before = copy.deepcopy(folded.state_dict())
     with pytest.raises(ValueError, match="no first convolution that takes 3 channels"): adapt_channels(folded, 5)
@@ -76,7 +77,7 @@ def test_bodies_that_do_not_begin_with_colours_are_refused():
     assert all(torch.equal(v, before[k]) for k, v in folded.state_dict().items())
 
 
-def test_a_file_of_weights_for_colours_serves_other_channels(tmp_path):
+def test_a_file_of_weights_for_colors_serves_other_channels(tmp_path):
     import torchvision
     net = torchvision.models.resnet18(weights=None)
     torch.save(net.state_dict(), tmp_path / "mine.pth")
@@ -103,19 +104,19 @@ def test_freezing_is_by_groups(arch):
 
 @common
 @given(n=st.integers(1, 3), f=st.integers(1, 6), h=st.integers(1, 7), w=st.integers(1, 7), key=st.integers(0, 1000))
-def test_pool_and_normalise(n, f, h, w, key):
+def test_pool_and_normalize(n, f, h, w, key):
     x = torch.rand(n, f, h, w, generator=torch.Generator().manual_seed(key))
     pooled = ConcatPool()(x)
     assert torch.equal(pooled[:, :f], x.flatten(2).max(2).values) and torch.allclose(pooled[:, f:], x.flatten(2).mean(2), atol=1e-6)
     stats = Stats(tuple(x.mean((0, 2, 3)).tolist()), (.5,) * f)
-    assert Normalise(stats)(x).mean((0, 2, 3)).abs().max() < 1e-5
+    assert Normalize(stats)(x).mean((0, 2, 3)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6])
 def test_summary_of_any_channels_leaves_the_model_as_it_was(channels):
     model = create_model("resnet18", n_out=5, weights=None, channels=channels).freeze_to(1).train()
     modes, state = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
-    table = summary(model, 64)
+    table = model_summary(model, 64)
     assert table.parameters.sum() == sum(p.numel() for p in model.parameters())
     assert table.trained.sum() == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert table.output.iloc[0] == "64x32x32" and table.parameters.iloc[0] == 64 * channels * 49

@@ -12,11 +12,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from lessonkit import plot as P
-from lessonkit.augment import augmentations
-from lessonkit.data import ImageData
-from lessonkit.lr_finder import LRFind, suggest_rates
-from lessonkit.schedule import flat_cos, one_cycle, sgdr
-from lessonkit.train import FitRecord, History
+from lessonkit.data.augment import augmentations
+from lessonkit.data.image_data import ImageData
+from lessonkit.train.lr_finder import LRFind, suggest_rates
+from lessonkit.train.schedules import flat_cos, one_cycle, sgdr
+from lessonkit.train.history import FitRecord, History
 from making import photo
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(folder):
-    return ImageData.from_name_func(folder, sorted(folder.glob("*.jpg")), lambda name: Path(name).stem.split("_")[0], size=64, bs=8,
+    return ImageData.from_name_func(folder, lambda name: Path(name).stem.split("_")[0], sorted(folder.glob("*.jpg")), size=64, bs=8,
                                     augment=augmentations())
 
 
@@ -64,18 +64,18 @@ def test_grid_is_upright_small_and_takes_any_picture(tmp_path):
     exif = img.getexif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     img.save(tmp_path/"turned.jpg", exif=exif)
-    Image.new("L", (30, 20), 77).save(tmp_path/"grey.png")
-    fig = P.show_images([tmp_path/"turned.jpg", str(tmp_path/"grey.png"), torch.rand(1, 9, 9), np.zeros((9, 9), np.uint8)])
-    turned, grey, *rest = [ax.images[0].get_array() for ax in fig.axes]
+    Image.new("L", (30, 20), 77).save(tmp_path/"gray.png")
+    fig = P.show_images([tmp_path/"turned.jpg", str(tmp_path/"gray.png"), torch.rand(1, 9, 9), np.zeros((9, 9), np.uint8)])
+    turned, gray, *rest = [ax.images[0].get_array() for ax in fig.axes]
     assert turned.shape == (400, 200, 3) and turned[5, 100, 2] > 200 and turned[-5, 100, 0] > 200  # blue was left, is now above
-    assert (grey == 77).all() and all(a.shape == (9, 9, 3) for a in rest)
+    assert (gray == 77).all() and all(a.shape == (9, 9, 3) for a in rest)
 
 
 def test_grid_errors():
     one = [np.zeros((4, 4, 3), np.uint8)]
     for bad, words in [(lambda: P.show_images([]), "no pictures"), (lambda: P.show_images(one, ["a", "b"]), "1 pictures and 2 titles"),
                        (lambda: P.show_images(one, ["a"], colors=[]), "0 colors"), (lambda: P.show_images(one, ncols=0), "not 0"),
-                       (lambda: P.show_images([torch.randn(3, 8, 8)*3]), "normalised")]:
+                       (lambda: P.show_images([torch.randn(3, 8, 8)*3]), "normalized")]:
         with pytest.raises(ValueError, match=words): bad()
 
 
@@ -98,12 +98,12 @@ def test_titles_stand_on_one_line_and_never_overlap(folder):
 @given(h=st.integers(1, 9), w=st.integers(1, 9), seed=st.integers(0, 99), tensor=st.booleans())
 def test_heat_is_clear_where_it_is_zero_and_never_hides_the_picture(h, w, seed, tensor):
     heat = np.random.default_rng(seed).random((h, w))*(np.random.default_rng(seed + 1).random((h, w)) > .5)
-    colours = P._coloured(torch.from_numpy(heat) if tensor else heat, (w, h))   # at its own size nothing is interpolated
-    assert colours.shape == (h, w, 4) and (colours[heat < .1][:, 3] < 1e-6).all() and (colours[heat > .9][:, 3] > .549).all() and colours[..., 3].max(initial=0) <= .5501
+    colors = P._colored(torch.from_numpy(heat) if tensor else heat, (w, h))   # at its own size nothing is interpolated
+    assert colors.shape == (h, w, 4) and (colors[heat < .1][:, 3] < 1e-6).all() and (colors[heat > .9][:, 3] > .549).all() and colors[..., 3].max(initial=0) <= .5501
     order = np.argsort(heat.ravel())
-    assert (np.diff(colours[..., 3].ravel()[order]) >= -1e-6).all()
-    bright = colours[..., :3].ravel().reshape(-1, 3)[order] @ [.2126, .7152, .0722]
-    assert (np.diff(bright) > -.01).all()   # more is also brighter: readable without seeing any colour
+    assert (np.diff(colors[..., 3].ravel()[order]) >= -1e-6).all()
+    bright = colors[..., :3].ravel().reshape(-1, 3)[order] @ [.2126, .7152, .0722]
+    assert (np.diff(bright) > -.01).all()   # more is also brighter: readable without seeing any color
 
 
 def test_heat_fills_the_picture_it_is_of(folder):
@@ -129,7 +129,7 @@ def test_what_cannot_be_opened_leaves_a_tile_with_the_reason(folder, tmp_path):
     assert titles(fig) == list("abcdefg") and [len(ax.texts) for ax in fig.axes] == [0] + [1]*6 and [len(ax.images) for ax in fig.axes] == [2] + [1]*6
     assert fig.alt.count("can't be shown") == 6 and fig.alt.count("there is no such file") == 2 and str(tmp_path) not in fig.alt and "0x" not in fig.alt
     for i, name in ((2, "gone.jpg"), (3, "broken.jpg"), (4, "torn.npy"), (5, "gone.npy"), (6, "the bytes given")): assert f"Picture {i} can't be shown: {name}: " in fig.alt
-    with pytest.raises(ValueError, match="normalised"): P.show_images([torch.randn(3, 8, 8)*3])   # a mistake of the caller's is an error as before
+    with pytest.raises(ValueError, match="normalized"): P.show_images([torch.randn(3, 8, 8)*3])   # a mistake of the caller's is an error as before
 
 
 # --- weight, words and leftovers

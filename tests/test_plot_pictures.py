@@ -13,10 +13,11 @@ from matplotlib import style
 from PIL import Image
 
 from lessonkit import interpret as I
-from lessonkit import plot, plot_pictures as P
-from lessonkit.data import ImageData
-from lessonkit.precompute import FeatureLoader
-from lessonkit.predict import Preds
+from lessonkit import plot
+from lessonkit.plot import pictures as P
+from lessonkit.data.image_data import ImageData
+from lessonkit.train.features import FeatureLoader
+from lessonkit.results.preds import Preds
 from making import photo, predictions
 
 PETS = """Abyssinian Bengal Birman Bombay British_Shorthair Egyptian_Mau Maine_Coon Persian Ragdoll Russian_Blue Siamese Sphynx american_bulldog
@@ -32,7 +33,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def data(files): return ImageData.from_name_func(files[0].parent, files, lambda f: Path(f).stem.split("_")[0], size=48, bs=8, check=None)
+def data(files): return ImageData.from_name_func(files[0].parent, lambda f: Path(f).stem.split("_")[0], files, size=48, bs=8, check=None)
 
 
 def made(c=5, *args, classes=None, **kw): return predictions(c, *args, classes=classes or NAMES.get(c), **kw)
@@ -89,7 +90,7 @@ def test_every_caption_is_true_and_of_the_right_picture(files, c, seed):
 
 def test_the_largest_probability_is_never_said_to_be_anothers(files):
     "Sure and wrong: libraries have written the 0.90 of the mistake beside the truth."
-    p = Preds(torch.tensor([[.1, .9], [.3, .7]]), torch.tensor([0, 1]), torch.tensor([2.3, .4]), files[:2], ("cat", "dog"), "single")
+    p = Preds(torch.tensor([[.1, .9], [.3, .7]]), torch.tensor([0, 1]), torch.tensor([2.3, .4]), files[:2], Task("single", ("cat", "dog")))
     assert captions(P.plot_top_losses(p, 1)) == ["actual: cat 0.10 predicted: dog 0.90 ✗ loss: 2.30"]
     assert captions(P.plot_most_incorrect(p, "cat")) == ["actual: cat 0.10 predicted: dog 0.90 ✗"] and captions(P.plot_most_correct(p, "dog")) == ["actual: dog 0.70 predicted: dog ✓"]
     bare = replace(p, targets=None, losses=None)
@@ -101,7 +102,7 @@ def test_no_probability_looks_more_certain_than_it_is(p, words): assert P._numbe
 
 
 def test_the_second_class_is_named_where_nothing_else_names_it(files):
-    p = Preds(torch.tensor([[.4, .35, .25], [.35, .25, .4], [.42, .3, .28]]), torch.tensor([1, 2, 1]), None, files[:3], ("a", "b", "c"), "single")
+    p = Preds(torch.tensor([[.4, .35, .25], [.35, .25, .4], [.42, .3, .28]]), torch.tensor([1, 2, 1]), None, files[:3], Task("single", ("a", "b", "c")))
     said = dict(zip(I.most_uncertain(p).tolist(), captions(P.plot_most_uncertain(p))))
     assert said == {0: "actual: b 0.35 predicted: a 0.40 ✗", 1: "actual: c 0.40 predicted: c ✓ then: a 0.35", 2: "actual: b 0.30 predicted: a 0.42 ✗"}
     assert "predicted: a 0.42 then: b 0.30" in captions(P.plot_most_uncertain(replace(p, targets=None)))
@@ -112,13 +113,13 @@ def test_results_of_every_kind(files):
     fig = P.show_results(p, k=100)
     assert sorted(captions(fig)) == sorted(truth(p, i) for i in range(40)) and {ax.title.get_color() for ax in fig.axes} == {plot.RIGHT, plot.WRONG}
     assert captions(P.show_results(p, seed=1)) == captions(P.show_results(p, seed=1)) != captions(P.show_results(p, seed=2))
-    multi = Preds(torch.tensor([[.9, .1], [.9, .9], [.1, .1]]), torch.tensor([[1., 0], [1, 0], [0, 0]]), torch.tensor([.1, 1., .1]), files[:3], ("a", "b"), "multi")
+    multi = Preds(torch.tensor([[.9, .1], [.9, .9], [.1, .1]]), torch.tensor([[1., 0], [1, 0], [0, 0]]), torch.tensor([.1, 1., .1]), files[:3], Task("multi", ("a", "b")))
     assert sorted(captions(P.show_results(multi))) == ["actual: (none) predicted: (none) ✓", "actual: a predicted: a ✓", "actual: a predicted: a;b ✗"]
     assert captions(P.plot_top_losses(multi, 1)) == ["actual: a predicted: a;b ✗ loss: 1.00"]
-    number = Preds(torch.tensor([[1.23456], [2.]]), torch.ones(2, 1), torch.tensor([.0551, 1.]), files[:2], (), "number")
+    number = Preds(torch.tensor([[1.23456], [2.]]), torch.ones(2, 1), torch.tensor([.0551, 1.]), files[:2], Task("number"))
     assert captions(P.plot_top_losses(number)) == ["actual: 1 predicted: 2 loss: 1.00", "actual: 1 predicted: 1.235 loss: 0.06"]
     assert all(ax.title.get_color() not in (plot.RIGHT, plot.WRONG) for ax in P.show_results(number).axes)
-    whole = Preds(torch.tensor([[.2, .8]]), torch.tensor([0]), None, files[:1], (False, 7), "single")   # classes need not be words
+    whole = Preds(torch.tensor([[.2, .8]]), torch.tensor([0]), None, files[:1], Task("single", (False, 7)))   # classes need not be words
     assert captions(P.show_results(whole)) == ["actual: False 0.20 predicted: 7 0.80 ✗"]
 
 
@@ -182,7 +183,7 @@ def test_only_the_shown_files_are_opened(tmp_path_factory, data, monkeypatch, k,
 
 
 def test_crops_are_what_the_model_sees(files, data):
-    from lessonkit.augment import to_inputs
+    from lessonkit.data.augment import to_inputs
     paths = data.valid.paths
     p = made(2, len(paths), paths=paths, classes=("pug", "samoyed"))
     seen = torch.cat([to_inputs(b, data.valid) for b in data.valid.batches()])
@@ -222,7 +223,7 @@ def test_heat_is_laid_over_the_picture_it_is_of(files, data):
     idx = I.top_losses(p, 5)[1].tolist()
     assert asked == [idx] and all(type(i) is int for i in asked[0])
     for ax, i in zip(fig.axes, idx):
-        assert np.allclose(ax.images[1].get_array(), plot._coloured(maps[i], (48, 48))) and ax.images[1].get_extent() == ax.images[0].get_extent()
+        assert np.allclose(ax.images[1].get_array(), plot._colored(maps[i], (48, 48))) and ax.images[1].get_extent() == ax.images[0].get_extent()
     for show in (P.plot_correct, P.plot_incorrect, P.plot_most_uncertain, P.show_results): assert "heat map" in show(p, 2, data=data, heat=lambda at: np.ones((len(at), 3, 3))).alt
     assert "heat map" not in P.plot_top_losses(p, 5, data=data).alt
     with pytest.raises(ValueError, match="cut square.*data="): P.plot_top_losses(p, 5, heat=np.zeros((5, 2, 2)))
@@ -239,8 +240,8 @@ def test_errors(files):
             with pytest.raises(ValueError, match=f"at least 1, not {k}"): show(p, k)
         with pytest.raises(ValueError, match="no paths.*show_images"): show(made(3, 400))
         with pytest.raises(TypeError, match="Preds"): show([1])
-    multi = Preds(torch.rand(3, 2), torch.ones(3, 2), torch.ones(3), files[:3], ("a", "b"), "multi")
-    number = Preds(torch.rand(3, 1), torch.ones(3, 1), torch.ones(3), files[:3], (), "number")
+    multi = Preds(torch.rand(3, 2), torch.ones(3, 2), torch.ones(3), files[:3], Task("multi", ("a", "b")))
+    number = Preds(torch.rand(3, 1), torch.ones(3, 1), torch.ones(3), files[:3], Task("number"))
     for show in single:
         for other in (multi, number):
             with pytest.raises(ValueError, match=f"kind 'single'.*kind '{other.kind}'"): show(other)
@@ -284,7 +285,7 @@ def test_duplicates_without_labels_files_or_rows(files):
 
 
 def test_duplicates_that_were_found(files, tmp_path):
-    from lessonkit.duplicates import find_duplicates
+    from lessonkit.data.duplicates import find_duplicates
     (tmp_path/"copy.jpg").write_bytes(files[3].read_bytes())
     fig = P.plot_duplicates(find_duplicates({"train": files[:5], "valid": [tmp_path/"copy.jpg"]}, near=None))
     assert fig.alt == "1 of 1 pairs of duplicates: exact (train and valid)"

@@ -12,10 +12,13 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lessonkit import plot_scores as S
-from lessonkit.calibrate import calibration_error, reliability, risk_coverage, scaled
-from lessonkit.interpret import accuracy, confusion_matrix, error_rate, precision_recall, roc
-from lessonkit.predict import Preds
+from lessonkit.plot import scores as S
+from lessonkit.results.calibration import (
+    apply_temperature, calibration_error, reliability, risk_coverage,
+)
+from lessonkit.results.metrics import accuracy, error_rate
+from lessonkit.results.scores import confusion_matrix, precision_recall, roc
+from lessonkit.results.preds import Preds
 from making import predictions
 
 FOUND_IS_ENOUGH = (Phase.explicit, Phase.reuse, Phase.generate)   # drawing is slow, and to make a failure smaller draws hundreds of times
@@ -29,11 +32,11 @@ def counted(cm, names=None):
     "Predictions with this confusion matrix."
     c = len(cm)
     y, said = (torch.tensor([pair[k] for pair in np.ndindex(c, c) for _ in range(cm[pair])]) for k in (0, 1))
-    return Preds(torch.eye(c)[said], y, None, (), tuple(names or NAMES[:c]), "single")
+    return Preds(torch.eye(c)[said], y, None, (), Task("single", tuple(names or NAMES[:c])))
 
 
 def drawn(fig, ax=0):
-    "The values in the colours of a matrix."
+    "The values in the colors of a matrix."
     return sum(np.ma.filled(image.get_array(), 0) for image in fig.axes[ax].images)
 
 
@@ -95,7 +98,7 @@ def test_curves_on_axes_given_by_name_and_in_the_dark(plot):
     assert tuple(fig.get_size_inches()) == (5, 4) and "before: " in fig.alt and "after: " in fig.alt
     assert [t.get_text() for t in fig.legends[0].get_texts()] == said
     with style.context("dark_background"): dark, cycle = plot(p), mpl.colors.to_hex("C0")
-    assert cycle in {mpl.colors.to_hex(line.get_color()) for line in dark.axes[0].lines}   # the style's own colours, also when the style is left
+    assert cycle in {mpl.colors.to_hex(line.get_color()) for line in dark.axes[0].lines}   # the style's own colors, also when the style is left
     assert dark.get_facecolor()[:3] == (0, 0, 0) and dark.axes[0].yaxis.label.get_color() == "white"
     if dark.legends: assert {t.get_color() for t in dark.legends[0].get_texts()} == {"white"}
     else: assert dark.axes[0].title.get_color() == "white"
@@ -115,7 +118,7 @@ def test_curves_say_what_they_do_not_take(plot):
     with pytest.raises(TypeError, match=f"{plot.__name__} takes Preds.*list"): plot([.1, .9])
     with pytest.raises(TypeError, match="not str"): plot({"a": made(9, c), "b": "c"})
     with pytest.raises(ValueError, match="true labels"): plot(made(9, c, targets=False))
-    with pytest.raises(ValueError, match="'multi'"): plot(Preds(torch.rand(3, 2), torch.ones(3, 2), None, (), ("a", "b"), "multi"))
+    with pytest.raises(ValueError, match="'multi'"): plot(Preds(torch.rand(3, 2), torch.ones(3, 2), None, (), Task("multi", ("a", "b"))))
 
 
 # --- reliability
@@ -140,10 +143,10 @@ def test_reliability_draws_its_table(n, c, bins):
 
 def test_reliability_of_several():
     p = made(400, 4)
-    fig = S.plot_reliability({"before": p, "after": scaled(p, 2.5)})
+    fig = S.plot_reliability({"before": p, "after": apply_temperature(p, 2.5)})
     above, below = fig.axes
     assert [t.get_text() for t in fig.legends[0].get_texts()] == [f"{name}: {q.probs.max(1).values.double().mean():.1%} sure on average, {accuracy(p):.1%} right "
-                                                                 f"(ECE {calibration_error(q):.3f})" for name, q in (("before", p), ("after", scaled(p, 2.5)))]
+                                                                 f"(ECE {calibration_error(q):.3f})" for name, q in (("before", p), ("after", apply_temperature(p, 2.5)))]
     assert len(below.patches) == 2 and not any(patch.get_fill() for patch in below.patches)
     a, b = (line.get_xdata() for line in above.lines if line.get_marker() in "os")
     assert not set(a) & set(b)   # their intervals stand side by side
@@ -185,11 +188,11 @@ def test_lines_of_chance():
     chances = lambda fig: [t.get_text() for t in fig.legends[0].get_texts() if "chance" in t.get_text()]
     share = lambda p: f"chance: {(p.targets == 1).double().mean():.2g}, the share of {NAMES[1]!r}"
     assert chances(S.plot_precision_recall({"a": p, "b": few})) == [f"a: {share(p)}", f"b: {share(few)}"]
-    assert chances(S.plot_precision_recall({"a": p, "b": scaled(p, 2)})) == [share(p)] and chances(S.plot_roc({"a": p, "b": few})) == ["chance"]
+    assert chances(S.plot_precision_recall({"a": p, "b": apply_temperature(p, 2)})) == [share(p)] and chances(S.plot_roc({"a": p, "b": few})) == ["chance"]
 
 
 def test_nothing_called_positive():
-    p = Preds(torch.tensor([[.9, .1], [.8, .2], [.7, .3]]), torch.tensor([0, 1, 0]), None, (), ("a", "b"), "single")
+    p = Preds(torch.tensor([[.9, .1], [.8, .2], [.7, .3]]), torch.tensor([0, 1, 0]), None, (), Task("single", ("a", "b")))
     dot = S.plot_precision_recall(p).axes[0].lines[1]
     assert [v[0] for v in dot.get_data()] == [0, 1]   # as the curve has it
 
@@ -235,7 +238,7 @@ def test_thresholds_never_cover_each_other(n, c, skill):
 
 
 def test_risk_of_equal_confidences_and_of_one():
-    flat = Preds(torch.tensor([[.6, .4]]*4), torch.tensor([0, 0, 0, 1]), None, (), ("a", "b"), "single")
+    flat = Preds(torch.tensor([[.6, .4]]*4), torch.tensor([0, 0, 0, 1]), None, (), Task("single", ("a", "b")))
     fig = S.plot_risk_coverage(flat)
     assert fig.axes[0].lines[0].get_marker() == "o" and fig.axes[0].get_title() == "25.0% of all answers wrong, 25.0% of the surest half" and not fig.axes[0].texts
     S.plot_risk_coverage(made(1, 3)).image()
@@ -364,7 +367,7 @@ def test_matrix_rows_without_items():
     assert names(fig.axes[0].yaxis)[2].endswith("(0)") and fig.alt.endswith(f"confused (actual as predicted): none; without any items: {NAMES[2]}")
 
 
-def test_matrix_axes_sizes_and_colours():
+def test_matrix_axes_sizes_and_colors():
     p, own = made(40, 3), Figure(figsize=(9, 4))
     left, right = own.subplots(1, 2)
     assert S.plot_confusion_matrix(p, ax=right) is own and not left.images and right.get_xlabel() == "Predicted" and len(numbers(right)) == np.count_nonzero(confusion_matrix(p))
@@ -377,7 +380,7 @@ def test_matrix_axes_sizes_and_colours():
     assert fig.get_facecolor()[:3] == (0, 0, 0) and fig.axes[0].get_xticklabels()[0].get_color() == "white"
     faint = fig.axes[0].images[1].cmap(0.)[:3]
     assert S._light(faint) < .1 and S._light(S.plot_confusion_matrix(p).axes[0].images[1].cmap(0.)[:3]) > .6   # shades begin near the page
-    clear = {"figure.facecolor": "none", "axes.facecolor": "none"}   # the page shines through: which it is, the colour of the text tells
+    clear = {"figure.facecolor": "none", "axes.facecolor": "none"}   # the page shines through: which it is, the color of the text tells
     for text, dark in (("black", False), ("white", True)):
         with mpl.rc_context(clear | {"text.color": text}): assert (S._light(S.plot_confusion_matrix(p).axes[0].images[1].cmap(0.)[:3]) < .3) == dark
     part = Figure(facecolor="black").subfigures(1, 2)[0]
@@ -392,6 +395,6 @@ def test_matrix_long_names_are_cut():
 
 def test_matrix_errors():
     with pytest.raises(ValueError, match="true labels"): S.plot_confusion_matrix(made(targets=False))
-    multi = Preds(torch.rand(3, 2), torch.ones(3, 2), None, (), ("a", "b"), "multi")
+    multi = Preds(torch.rand(3, 2), torch.ones(3, 2), None, (), Task("multi", ("a", "b")))
     with pytest.raises(ValueError, match="'multi'"): S.plot_confusion_matrix(multi)
     with pytest.raises(TypeError, match="learn.get_preds"): S.plot_confusion_matrix(np.eye(3))

@@ -14,13 +14,20 @@ import pytest
 import torch
 from torch import nn
 
-from lessonkit import precompute as module
+from lessonkit.train import features as module
 from lessonkit import sample
-from lessonkit.augment import augmentations
-from lessonkit.data import ImageData, Loader, imagenet_stats
-from lessonkit.model import Classifier, create_model
-from lessonkit.precompute import clear_features, feature_dir, feature_page, load_features, precompute, save_features, write_whole
-from lessonkit.train import Engine, Phase, item_losses, make_optimiser, outputs, train_steps
+from lessonkit.data.augment import augmentations
+from lessonkit.data.image_data import ImageData, imagenet_stats
+from lessonkit.data.loader import Loader
+from lessonkit.model.classifier import Classifier
+from lessonkit.model.create import create_model
+from lessonkit.core.files import write_atomic
+from lessonkit.train.features import (
+    clear_features, feature_dir, feature_metadata, load_features, precompute, save_features,
+)
+from lessonkit.core.task import item_losses
+from lessonkit.train.engine import Engine, model_outputs
+from lessonkit.train.loop import make_optimizer, Phase, train_steps
 
 PATTERN = r"^(.+)_\d+"
 
@@ -35,14 +42,14 @@ class Counted(Engine):
 
 
 def small(channels=8, arch="small", seed=0):
-    "A body with a convolution and batch normalisation whose averages are not the ones it is born with."
+    "A body with a convolution and batch normalization whose averages are not the ones it is born with."
     torch.manual_seed(seed)
     body = nn.Sequential(nn.Conv2d(3, channels, 3, 2, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
     body(torch.rand(8, 3, 24, 24))
     return Classifier(body, channels, 3, imagenet_stats, [("body", [body])], arch, "made up").freeze_to(-1).eval()
 
 
-def pictures(path, **options): return ImageData.from_name_re(path, None, PATTERN, **{"size": 24, "bs": 13} | options)
+def pictures(path, **options): return ImageData.from_name_re(path, PATTERN, **{"size": 24, "bs": 13} | options)
 
 
 def tensors(data): return [data.train.features, data.valid.features]
@@ -94,8 +101,8 @@ CHANGES = {
     "a file was touched": dict(files=touched), "a file has another content": dict(files=exchanged), "a file is gone": dict(files=lambda f: sorted(f.glob("*"))[-1].unlink()),
     "the files are in another order": dict(data=other_order), "other files are for validation": dict(options={"seed": 7}),
     "size": dict(options={"size": 20, "presize": 24}), "presize": dict(options={"presize": 32}), "fit": dict(options={"fit": "pad"}), "batch size": dict(options={"bs": 39}),
-    "a weight": dict(model=nudged("body.0.weight")), "an average of batch normalisation": dict(model=nudged("body.1.running_mean")),
-    "a spread of batch normalisation": dict(model=nudged("body.1.running_var")), "the standardisation of pixels": dict(model=nudged("normalise.std")),
+    "a weight": dict(model=nudged("body.0.weight")), "an average of batch normalization": dict(model=nudged("body.1.running_mean")),
+    "a spread of batch normalization": dict(model=nudged("body.1.running_var")), "the standardization of pixels": dict(model=nudged("normalize.std")),
     "a layer without weights": dict(model=lambda m: m.body.__setitem__(2, nn.ELU())), "a setting that is not printed": dict(model=quietly),
     "a number of a layer": dict(model=lambda m: setattr(m.body[1], "eps", 1e-3)), "another network": dict(new=lambda: small(arch="smaller")), "channels": dict(new=lambda: small(6)),
     "precision": dict(engine=("cpu", "bf16")), "threads": dict(threads=2),
@@ -141,7 +148,7 @@ def test_what_does_not_matter_is_shared(flat, folder):
     model = small()
     first = precompute(model, pictures(flat), Engine("cpu", "fp32"), folder)
     others = [pictures(flat, augment=augmentations()), pictures(flat, threads=5), pictures(flat, cache="memory"),
-              ImageData.from_name_func(flat, None, lambda p: p.name[:2] == "ci", size=24, bs=13)]
+              ImageData.from_name_func(flat, lambda p: p.name[:2] == "ci", size=24, bs=13)]
     for data in others:
         engine = Counted("cpu", "fp32")
         assert same(precompute(model, data, engine, folder), first) and engine.seen == 0
@@ -152,7 +159,7 @@ def test_what_does_not_matter_is_shared(flat, folder):
 
 def test_labels_are_those_of_the_data_at_hand(flat, folder):
     precompute(small(), pictures(flat), Engine("cpu", "fp32"), folder)
-    data = ImageData.from_name_func(flat, None, lambda p: "round" if "circle" in p.name else "angular", size=24, bs=13)
+    data = ImageData.from_name_func(flat, lambda p: "round" if "circle" in p.name else "angular", size=24, bs=13)
     kept = precompute(small(), data, Engine("cpu", "fp32"), folder)
     assert kept.classes == ("angular", "round") and kept.train.targets is data.train.targets and kept.valid.targets is data.valid.targets
     assert all(torch.equal(b.y, data.train.targets[b.index]) for b in kept.train.batches(1, 2, 3))
@@ -175,7 +182,7 @@ def test_balanced_sampling_draws_the_same_items(flat, folder):
 
 def trained(data, part, model, engine, epochs=3):
     loss = lambda z, y: item_losses(z, y, "single")
-    with closing(train_steps(part(model), data.train, Phase(epochs, (1e-2,)), make_optimiser([list(model.head.parameters())]), loss, engine)) as steps:
+    with closing(train_steps(part(model), data.train, Phase(epochs, (1e-2,)), make_optimizer([list(model.head.parameters())]), loss, engine)) as steps:
         for _ in steps: pass
     return torch.cat([t.flatten().double() for t in model.head.state_dict().values()])
 
@@ -197,7 +204,7 @@ def test_a_row_of_validation_is_what_the_whole_model_says(flat, folder):
     data, model, engine = pictures(flat), create_model(n_out=3).eval(), Engine("cpu", "auto")
     for _ in range(2):
         kept = precompute(model, data, engine, folder)
-        assert torch.equal(outputs(model.head, kept.valid, engine), outputs(model, data.valid, engine))
+        assert torch.equal(model_outputs(model.head, kept.valid, engine), model_outputs(model, data.valid, engine))
 
 
 def test_nobody_elses_random_numbers_are_used(flat, folder):
@@ -363,9 +370,9 @@ def answer(running):
 
 def test_two_processes_at_once_and_one_after_them(flat, folder):
     both = [process(flat, folder) for _ in range(2)]
-    digests = {answer(p)[1] for p in both}
+    digests = {logits_and_features(p)[1] for p in both}
     assert len(digests) == 1 and len(list(folder.iterdir())) == 1
-    seen, digest = answer(process(flat, folder))
+    seen, digest = logits_and_features(process(flat, folder))
     assert seen == 0 and {digest} == digests
 
 
@@ -387,14 +394,14 @@ def test_the_page_can_be_read(flat, folder):
     model, data, engine = small(), pictures(flat), Engine("cpu", "fp32")
     precompute(model, data, engine, folder)
     with safe_open(next(folder.iterdir()), "pt") as f: page = json.loads(f.metadata()["lessonkit"])["page"]
-    assert page == feature_page(model, data, engine) and page["arch"] == "small" and page["train"]["bs"] == "13"
+    assert page == feature_metadata(model, data, engine) and page["arch"] == "small" and page["train"]["bs"] == "13"
 
 
 def test_write_whole_cleans_up_after_itself(tmp_path, monkeypatch):
-    file = write_whole(tmp_path / "a", b"first")
+    file = write_atomic(tmp_path / "a", b"first")
     def broken(fd): raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="No space left"): write_whole(file, b"second")
+    with pytest.raises(OSError, match="No space left"): write_atomic(file, b"second")
     assert file.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -407,4 +414,4 @@ def test_on_a_gpu(precision, flat, folder):
     engine.seen = 0
     second = precompute(model, data, engine, folder)
     assert engine.seen == 0 and same(first, second) and second.train.features.device.type == "cpu"
-    assert torch.allclose(outputs(model.head, second.valid, engine).float(), outputs(model, data.valid, engine).float(), atol=1e-5 if precision == "fp32" else .02)
+    assert torch.allclose(model_outputs(model.head, second.valid, engine).float(), model_outputs(model, data.valid, engine).float(), atol=1e-5 if precision == "fp32" else .02)

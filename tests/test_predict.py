@@ -15,12 +15,16 @@ from torch import nn
 
 import lessonkit.data
 from lessonkit import sample
-from lessonkit.augment import augmentations
-from lessonkit.data import Batch, ImageData, Loader
-from lessonkit.model import create_model
-from lessonkit.precompute import STILL, precompute
-from lessonkit.predict import TTA, Preds, mean_preds, predict_files, predict_one, predict_set, tta_set, tta_views
-from lessonkit.train import Engine
+from lessonkit.data.augment import augmentations
+from lessonkit.data.image_data import ImageData
+from lessonkit.data.loader import Batch, Loader
+from lessonkit.model.create import create_model
+from lessonkit.data.augment import NO_AUGMENT
+from lessonkit.train.features import precompute
+from lessonkit.results.predict import predict_files, predict_one, predict_set
+from lessonkit.results.preds import Preds
+from lessonkit.results.tta import mean_preds, TTA, tta_set, tta_views
+from lessonkit.train.engine import Engine
 
 KINDS = ("single", "multi", "number")
 CPU = Engine("cpu", "fp32")
@@ -32,8 +36,7 @@ def make(n=7, kind="single", c=3, targets=True, paths=True, seed=0):
     probs = torch.rand(n, c, generator=g)
     if kind == "single": probs, y = probs / probs.sum(1, keepdim=True), torch.arange(n) % c
     else: y = (torch.rand(n, c, generator=g) > .5).float() if kind == "multi" else torch.rand(n, c, generator=g)
-    return Preds(probs, y if targets else None, torch.arange(n).float() if targets else None,
-                 tuple(Path(f"folder/{seed}_{i}.jpg") for i in range(n)) if paths else (), tuple("abcdefgh"[:c]) if kind != "number" else (), kind)
+    return Preds(probs, y if targets else None, torch.arange(n).float() if targets else None, tuple(Path(f"folder/{seed}_{i}.jpg") for i in range(n)) if paths else (), Task(kind, tuple("abcdefgh"[:c]) if kind != "number" else ()))
 
 
 def same(a, b):
@@ -97,12 +100,12 @@ def test_what_does_not_go_together_is_not_joined():
 
 # ---- numbers
 def test_log_probabilities_are_finite_and_margins_those_of_the_two_best():
-    p = Preds(torch.tensor([[1., 0., 0.], [.5, .2, .3]]), None, None, (), ("a", "b", "c"))
+    p = Preds(torch.tensor([[1., 0., 0.], [.5, .2, .3]]), None, None, (), Task("single", ("a", "b", "c")))
     assert torch.isfinite(p.log_probs).all() and p.log_probs[1].tolist() == pytest.approx([math.log(v) for v in (.5, .2, .3)])
     assert p.margin.tolist() == pytest.approx([1, .2])
     assert torch.equal(make(kind="multi").log_probs, make(kind="multi").probs.log())
     for wrong in (lambda: make(kind="number").log_probs, lambda: make(kind="multi").margin, lambda: make(kind="multi").pred):
-        with pytest.raises(ValueError, match="these are"): wrong()
+        with pytest.raises(ValueError, match="these are"): incorrect_indices()
     with pytest.raises(ValueError, match="only one"): make(c=1).margin
 
 
@@ -138,7 +141,7 @@ def test_columns_say_what_was_said():
 
 # ---- competitions
 def test_dogs_against_cats_wants_a_number_and_a_probability(tmp_path):
-    p = Preds(torch.tensor([[.25, .75], [.5, .5]]), None, None, (Path("test/1.jpg"), Path("test/10.jpg")), ("cats", "dogs"))
+    p = Preds(torch.tensor([[.25, .75], [.5, .5]]), None, None, (Path("test/1.jpg"), Path("test/10.jpg")), Task("single", ("cats", "dogs")))
     p.submission(tmp_path / "s.csv", label="dogs")
     assert (tmp_path / "s.csv").read_text() == "id,label\n1,0.75\n10,0.5\n"
 
@@ -176,8 +179,8 @@ def test_a_submission_that_would_be_refused_is_not_made(tmp_path):
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]])   # left top, left bottom, right top, right bottom
 
 
-class Colour(nn.Module):
-    "Says the mean colour. Counts how often it is asked."
+class Color(nn.Module):
+    "Says the mean color. Counts how often it is asked."
     asked = 0
 
     def forward(self, x):
@@ -187,7 +190,7 @@ class Colour(nn.Module):
 
 @pytest.fixture(scope="module")
 def quarters(tmp_path_factory):
-    "Six pictures of four coloured quarters each; the fourth and later ones twice as wide, of eighths: their outer ones have the colours."
+    "Six pictures of four colored quarters each; the fourth and later ones twice as wide, of eighths: their outer ones have the colors."
     folder, files = tmp_path_factory.mktemp("quarters"), []
     for i in range(6):
         right = 64 if i < 3 else 192                     # where the right quarters begin
@@ -198,27 +201,27 @@ def quarters(tmp_path_factory):
     return Loader(tuple(files), None, size=32, presize=128, bs=2, threads=1)
 
 
-ONLY_FLIP = replace(STILL, flip=True)
+ONLY_FLIP = replace(NO_AUGMENT, flip=True)
 
 
 def test_corners_see_the_corners(quarters):
     for index, batch in enumerate(quarters.batches()):
         looks = tta_views(quarters, None, form="corners", scale=2)
         assert len(looks) == 4
-        for look, colour in zip(looks, COLOURS):
+        for look, color in zip(looks, COLOURS):
             seen = look(batch, index)
             assert seen.shape == (2, 3, 32, 32)
-            assert (seen[..., 1:-1, 1:-1] - colour[:, None, None] / 255).abs().max() < 1e-5      # at the rim a neighbour shines in
+            assert (seen[..., 1:-1, 1:-1] - color[:, None, None] / 255).abs().max() < 1e-5      # at the rim a neighbor shines in
 
 
 def test_a_gentler_zoom_shows_most_of_its_own_quarter(quarters):
     batch = next(quarters.batches())
-    for look, colour in zip(tta_views(quarters, None, form="corners"), COLOURS):
-        own = ((look(batch, 0) - colour[:, None, None] / 255).abs().amax(1) < .02).float().mean((1, 2))
+    for look, color in zip(tta_views(quarters, None, form="corners"), COLOURS):
+        own = ((look(batch, 0) - color[:, None, None] / 255).abs().amax(1) < .02).float().mean((1, 2))
         assert torch.allclose(own, torch.full((2,), (1.35 / 2) ** 2), atol=.05)     # it sees 1/1.35 of each side, and its quarter is half of one
 
 
-@pytest.mark.parametrize("augment, mirrored", [(ONLY_FLIP, True), (replace(STILL, flip_vert=True), True), (STILL, False), (None, False)])
+@pytest.mark.parametrize("augment, mirrored", [(ONLY_FLIP, True), (replace(NO_AUGMENT, flip_vert=True), True), (NO_AUGMENT, False), (None, False)])
 def test_corners_are_mirrored_only_where_training_mirrors(quarters, augment, mirrored):
     batch = next(quarters.batches())
     seen = [look(batch, 0) for look in tta_views(quarters, augment, form="corners")]
@@ -238,16 +241,16 @@ def test_no_view_is_mirrored_where_training_did_not_mirror(quarters, form):
 def test_corners_leave_turn_tilt_and_light_to_chance(quarters):
     batch = next(quarters.batches())
     for vary in (dict(max_rotate=10), dict(max_warp=.2), dict(max_lighting=.2)):
-        a, b = (tta_views(quarters, replace(STILL, p_affine=1, p_lighting=1, **vary), form="corners", seed=s)[0](batch, 0) for s in (1, 2))
+        a, b = (tta_views(quarters, replace(NO_AUGMENT, p_affine=1, p_lighting=1, **vary), form="corners", seed=s)[0](batch, 0) for s in (1, 2))
         assert not torch.allclose(a, b, atol=1e-2)
     for left_out in (dict(max_zoom=2), dict(random_crop=True), dict(min_scale=.1), dict(flip=True)):
-        a, b = (tta_views(quarters, replace(STILL, p_affine=1, **left_out), form="corners", seed=s)[0](batch, 0) for s in (1, 2))
+        a, b = (tta_views(quarters, replace(NO_AUGMENT, p_affine=1, **left_out), form="corners", seed=s)[0](batch, 0) for s in (1, 2))
         assert torch.equal(a, b)
 
 
-def by_hand(kind, colours):
-    "What `Colour` makes of a picture of one colour or several in equal parts, worked out in NumPy."
-    z = colours.double().numpy() / 255
+def by_hand(kind, colors):
+    "What `Color` makes of a picture of one color or several in equal parts, worked out in NumPy."
+    z = colors.double().numpy() / 255
     return np.exp(z) / np.exp(z).sum(-1, keepdims=True) if kind == "single" else 1 / (1 + np.exp(-z)) if kind == "multi" else z
 
 
@@ -257,7 +260,7 @@ def test_the_blend_is_the_formula(quarters, kind, augment, n):
     y = dict(single=torch.tensor([0, 1, 2]), multi=torch.tensor([[1., 0, 0]] * 3), number=torch.tensor([[.5, .5, 0]] * 3))[kind]
     loader = replace(quarters, paths=quarters.paths[:3], targets=y, size=64)         # the square ones
     classes = () if kind == "number" else ("red", "green", "blue")
-    found = tta_set(Colour(), loader, augment, CPU, classes, kind, form="corners", scale=2)
+    found = tta_set(Color(), loader, augment, CPU, Task(kind, classes), form="corners", scale=2)
     plain, views = by_hand(kind, COLOURS.double().mean(0)), by_hand(kind, COLOURS)
     assert isinstance(found, TTA) and len(found.views) == n and found.beta == .4
     assert np.allclose(found.plain.probs, plain, atol=1e-6)
@@ -272,7 +275,7 @@ def test_the_blend_is_the_formula(quarters, kind, augment, n):
 
 
 def test_beta_and_the_forms_defaults(quarters):
-    say = lambda **kw: tta_set(Colour(), quarters, ONLY_FLIP, CPU, ("r", "g", "b"), **kw)
+    say = lambda **kw: tta_set(Color(), quarters, ONLY_FLIP, CPU, Task("single", ("r", "g", "b")), **kw)
     assert say().beta == .25 and len(say().views) == 4 and say(form="corners").beta == .4 and say(n=2, beta=0).beta == 0
     old = say(beta=1 / 5)                                                            # 0.7: the mean of five
     assert torch.allclose(old.preds.probs, torch.stack([old.plain.probs, *(v.probs for v in old.views)]).mean(0), atol=1e-6)
@@ -287,41 +290,41 @@ def test_a_model_that_sees_nothing_says_the_same_to_all_views(quarters):
     class Blind(nn.Module):
         def forward(self, x): return torch.tensor([1., 2., 3.]).repeat(len(x), 1)
     for form in ("random", "corners"):
-        found = tta_set(Blind(), quarters, augmentations(), CPU, ("a", "b", "c"), form=form)
+        found = tta_set(Blind(), quarters, augmentations(), CPU, Task("single", ("a", "b", "c")), form=form)
         assert all(torch.equal(v.probs, found.plain.probs) for v in found.views) and torch.allclose(found.preds.probs, found.plain.probs, atol=1e-6)
 
 
 def test_each_file_is_opened_once_and_each_view_asked_once(quarters, monkeypatch):
-    opened, real = [], lessonkit.data.open_pixels
+    opened, real = [], lessonkit.data.images.open_pixels
     monkeypatch.setattr(lessonkit.data, "open_pixels", lambda source, *a: opened.append(source) or real(source, *a))
     for form, views in (("random", 5), ("corners", 8)):
         opened.clear()
-        model = Colour()
-        tta_set(model, quarters, ONLY_FLIP, CPU, ("r", "g", "b"), form=form, n=5)
+        model = Color()
+        tta_set(model, quarters, ONLY_FLIP, CPU, Task("single", ("r", "g", "b")), form=form, n=5)
         assert sorted(opened) == sorted(quarters.paths) and model.asked == len(quarters) * (1 + views)
 
 
 def test_chance_depends_on_the_seed_alone(quarters):
     before = torch.get_rng_state()
-    say = lambda loader=quarters, **kw: tta_set(Colour(), loader, augmentations(), CPU, ("r", "g", "b"), **kw)
+    say = lambda loader=quarters, **kw: tta_set(Color(), loader, augmentations(), CPU, Task("single", ("r", "g", "b")), **kw)
     a, b = say(), say(replace(quarters, threads=4, shuffle=True, augment=augmentations()))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(x.probs, y.probs) for x, y in zip(a.views, b.views)) and torch.equal(a.plain.probs, b.plain.probs)
     assert all(not torch.equal(x.probs, y.probs) for x, y in zip(a.views, say(seed=1).views))
     assert len({v.probs.numpy().tobytes() for v in a.views}) == 4
-    assert torch.equal(a.plain.probs, predict_set(Colour(), quarters, CPU, ("r", "g", "b")).probs)
+    assert torch.equal(a.plain.probs, predict_set(Color(), quarters, CPU, Task("single", ("r", "g", "b"))).probs)
     assert torch.equal(say(n=2).views[1].probs, a.views[1].probs)                    # a view does not depend on how many there are
 
 
 def test_no_random_views_where_training_knew_none(quarters):
-    for augment in (None, STILL):
-        with pytest.raises(ValueError, match="form='corners', or train with augmentation"): tta_set(Colour(), quarters, augment, CPU, ("r", "g", "b"))
-        assert len(tta_set(Colour(), quarters, augment, CPU, ("r", "g", "b"), form="corners").views) == 4
+    for augment in (None, NO_AUGMENT):
+        with pytest.raises(ValueError, match="form='corners', or train with augmentation"): tta_set(Color(), quarters, augment, CPU, Task("single", ("r", "g", "b")))
+        assert len(tta_set(Color(), quarters, augment, CPU, Task("single", ("r", "g", "b")), form="corners").views) == 4
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), None, r"^(.+)_\d+", size=16, bs=8, augment=augmentations())
+    return ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), r"^(.+)_\d+", size=16, bs=8, augment=augmentations())
 
 
 @pytest.fixture(scope="module")
@@ -333,15 +336,15 @@ def model():
 def test_features_are_no_pictures(data, model):
     model.freeze_to(-1)
     features = precompute(model, data, CPU).valid
-    for ask in (lambda: tta_set(model.head, features, data.augment, CPU, data.classes), lambda: predict_files(model, data.valid.paths, features, CPU, data.classes),
-                lambda: predict_one(model, data.valid.paths[0], features, CPU, data.classes)):
+    for ask in (lambda: tta_set(model.head, features, data.augment, CPU, data.task), lambda: predict_files(model, data.valid.paths, features, CPU, data.task),
+                lambda: predict_one(model, data.valid.paths[0], features, CPU, data.task)):
         with pytest.raises(ValueError, match="holds features instead"): ask()
 
 
 def test_views_of_a_real_network_in_training_mode_change_nothing(data, model):
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = tta_set(model, data.valid, data.augment, CPU, data.classes)
+    found = tta_set(model, data.valid, data.augment, CPU, data.task)
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.allclose(found.preds.probs.sum(1), torch.ones(data.valid.n), atol=1e-5) and found.preds.paths == data.valid.paths
     assert same(mean_preds([found.plain, *found.views], [1, 1, 1, 1, 1]), replace(found, beta=.2).preds)
@@ -360,7 +363,7 @@ def many(tmp_path_factory):
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("cache", [None, "memory"])
 def test_thousands_of_files_pass_through_a_few_at_a_time(many, monkeypatch, ahead, cache):
-    alive, most, real = weakref.WeakSet(), dict(pictures=0, batches=0), lessonkit.data.open_pixels
+    alive, most, real = weakref.WeakSet(), dict(pictures=0, batches=0), lessonkit.data.images.open_pixels
     pictures = weakref.WeakValueDictionary()
 
     def opened(source, *a):
@@ -380,7 +383,7 @@ def test_thousands_of_files_pass_through_a_few_at_a_time(many, monkeypatch, ahea
     engine = Engine("cpu", "fp32")
     engine.ahead = ahead
     like = Loader(tuple(many[:1]), torch.tensor([0]), size=6, presize=6, bs=10, threads=2, cache=cache)
-    found = predict_files(Colour(), many, like, engine, (), "number")
+    found = predict_files(Color(), many, like, engine, Task("number"))
     assert found.paths == tuple(many) and torch.allclose(found.probs[:, 0], torch.arange(500) % 256 / 255, atol=1e-5)
     assert 10 <= most["pictures"] <= (ahead + 3) * 10 and 1 <= most["batches"] <= 4 and not like._kept
 
@@ -392,26 +395,26 @@ def test_unreadable_files_are_left_out_with_one_warning(many, tmp_path):
     like = Loader((), None, size=6, presize=6, bs=2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = predict_files(Colour(), files, like, CPU, (), "number")
+        found = predict_files(Color(), files, like, CPU, Task("number"))
     assert len(caught) == 1 and caught[0].filename == __file__
     said = str(caught[0].message)
     assert "7 of 11 files" in said and all(f"bad_{i}.jpg" in said for i in range(5)) and "bad_5" not in said and "No such file" in said and "identify" in said
     assert found.paths == tuple(many[:4]) and torch.allclose(found.probs[:, 0], torch.arange(4) / 255, atol=1e-5) and found.targets is None and found.losses is None
-    with pytest.raises(ValueError, match="none of the 7 files could be read: .*bad_4"): predict_files(Colour(), bad, like, CPU, (), "number")
+    with pytest.raises(ValueError, match="none of the 7 files could be read: .*bad_4"): predict_files(Color(), bad, like, CPU, Task("number"))
 
 
 def test_pictures_of_any_form_go_side_by_side(many):
     a = np.full((6, 6, 3), 51, np.uint8)
     items = [str(many[3]), many[4], many[5].read_bytes(), Image.open(many[6]), a, a[..., 0], torch.from_numpy(a)]
     like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=4)
-    found = predict_files(Colour(), items, like, CPU, (), "number")
+    found = predict_files(Color(), items, like, CPU, Task("number"))
     assert found.paths == () and torch.allclose(found.probs[:, 0] * 255, torch.tensor([3., 4, 5, 6, 51, 51, 51]), atol=1e-3)
-    assert predict_files(Colour(), items[:2], like, CPU, (), "number").paths == (many[3], many[4])
-    assert predict_files(Colour(), iter(many[:5]), like, CPU, (), "number").paths == tuple(many[:5])
+    assert predict_files(Color(), items[:2], like, CPU, Task("number")).paths == (many[3], many[4])
+    assert predict_files(Color(), iter(many[:5]), like, CPU, Task("number")).paths == tuple(many[:5])
     for wrong in ([], str(many[0]), many[0], b"bytes"):
-        with pytest.raises(ValueError, match="no files|list of pictures"): predict_files(Colour(), wrong, like, CPU, (), "number")
+        with pytest.raises(ValueError, match="no files|list of pictures"): predict_files(Color(), wrong, like, CPU, Task("number"))
 
 
 def test_one_file_and_a_list_of_one_agree(data, model):
     for f in data.valid.paths[:2]:
-        assert torch.allclose(predict_files(model, [f], data.valid, CPU, data.classes).probs[0], predict_one(model, f, data.valid, CPU, data.classes).probs, atol=1e-6)
+        assert torch.allclose(predict_files(model, [f], data.valid, CPU, data.task).probs[0], predict_one(model, f, data.valid, CPU, data.task).probs, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 
 import resuming
 from lessonkit import sample
-from lessonkit.learner import load_tensors, save_tensors
+from lessonkit.core.files import load_tensors, save_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that can be forked and killed here")
 
@@ -94,7 +94,7 @@ def test_killed_in_the_first_write(killed):
     assert list(killed("two phases", [("half written", 1, 0.), ("replace", 1, 0.)])) == [None, None]
 
 
-@pytest.mark.parametrize("case", ["features", "features in memory", "sgd", "cycles", "overflows", "own optimiser"])
+@pytest.mark.parametrize("case", ["features", "features in memory", "sgd", "cycles", "overflows", "own optimizer"])
 def test_every_way_to_train(killed, whole, case):
     total = sum(len(f["losses"]) for f in whole(case)["past"])
     steps = draw(case, total, 3)
@@ -124,7 +124,7 @@ def test_killed_when_patience_had_run_out(killed, whole):
 # ---- a disk that is full
 
 def test_a_full_disk_costs_checkpoints_only(run, killed, whole, pictures, tmp_path):
-    "The frozen phase's files have room; with the optimiser's state of all weights they have not. The last good one is there when the process dies later."
+    "The frozen phase's files have room; with the optimizer's state of all weights they have not. The last good one is there when the process dies later."
     case = "features in memory"
     assert run("train", case, pictures, tmp_path, dict(checkpoint="run", every=0), ("step", 13, 0.))[0] == -signal.SIGKILL
     (file := tmp_path / "run.safetensors").rename(file.with_stem("small"))

@@ -6,8 +6,11 @@ from dataclasses import asdict
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lessonkit import schedule as S
-from lessonkit.schedule import Piece, Schedule, cycle_ends, flat_cos, one_cycle, one_cycle_linear, one_cycle_momentum, sgdr, triangular
+from lessonkit.train import schedules as S
+from lessonkit.train.schedules import (
+    cycle_ends, flat_cos, one_cycle, one_cycle_linear, one_cycle_momentum, Piece, Schedule, sgdr,
+    triangular,
+)
 
 CYCLES = [(1, 1, 1), (3, 1, 1), (3, 1, 2), (2, 3, 2), (4, 1, 3), (7, 2, 1), (5, 1, 2), (10, 1, 1)]
 SCHEDULES = [S.constant(.3), one_cycle(), one_cycle_momentum(), sgdr(), sgdr(4, 2, 1, warmup=0), flat_cos(), flat_cos(0), triangular(),

@@ -7,8 +7,8 @@ import torch
 
 from resuming import data_of, make, outcome, processes
 from lessonkit import sample
-from lessonkit.augment import augmentations
-from lessonkit.interpret import error_rate
+from lessonkit.data.augment import augmentations
+from lessonkit.results.metrics import error_rate
 from lessonkit.learner import Learner
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that can be forked here")
@@ -37,9 +37,9 @@ def test_ctrl_c_at_twenty_random_moments_leaves_whole_steps(pressed):
         steps, at = sum(told["steps"]), told["moment"]
         assert not told["error"] or not steps, f"KeyboardInterrupt at {at:.3f} of the run"   # before the first step: nothing has begun
         assert all(len(lengths) == 1 for lengths in told["lengths"]) and told["rows"] == told["ends"] == [n // 6 for n in told["steps"]], told
-        weights, optimiser = pressed["known"][str(steps)]
+        weights, optimizer = pressed["known"][str(steps)]
         if told["finished"]: assert told["end"] == pressed["whole"]
-        else: assert told["state"] == [weights, None if steps % 6 == 0 else optimiser], f"not as after step {steps}, at {at:.3f} of the run"
+        else: assert told["state"] == [weights, None if steps % 6 == 0 else optimizer], f"not as after step {steps}, at {at:.3f} of the run"
     assert len({sum(told["steps"]) for told in pressed["told"]}) > 5                         # they were spread over the run
 
 
@@ -141,7 +141,7 @@ def test_whatever_is_done_before_and_between(new, plain, pictures):
 
 def test_a_second_fit_draws_other_numbers(new):
     "With so small a rate the weights stay, so that only order and augmentation can differ."
-    learn = new(optimiser="sgd", ps=0.)
+    learn = new(optimizer="sgd", ps=0.)
     for _ in range(2): learn.fit(1, 1e-30)
     first, second = learn.history.fits
     assert max(abs(a - b) for a, b in zip(first.losses, second.losses)) > .01

@@ -9,17 +9,21 @@ import torch
 from torch import nn
 
 from lessonkit import sample
-from lessonkit.augment import augmentations, to_inputs
-from lessonkit.data import ImageData
-from lessonkit.schedule import one_cycle
-from lessonkit.train import Engine, FitRecord, Phase, Step, Table, item_losses, keep_memory, make_optimiser, outputs, train_steps
+from lessonkit.data.augment import augmentations, to_inputs
+from lessonkit.data.image_data import ImageData
+from lessonkit.train.schedules import one_cycle
+from lessonkit.core.task import item_losses
+from lessonkit.train.engine import Engine, keep_freed_memory, model_outputs
+from lessonkit.train.history import FitRecord
+from lessonkit.train.loop import make_optimizer, Phase, Step, train_steps
+from lessonkit.train.progress import ProgressTable
 
 STEP = Step(4, 20, 1, False, .5, (8,), (1e-3,), .9, False)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), None, r"^(.+)_\d+", size=24, bs=39, augment=augmentations())
+    return ImageData.from_name_re(sample.tiny(tmp_path_factory.mktemp("d") / "t"), r"^(.+)_\d+", size=24, bs=39, augment=augmentations())
 
 
 class Watcher(nn.Module):
@@ -36,7 +40,7 @@ class Watcher(nn.Module):
 
 def watch(data, epochs=2, **kw):
     net = Watcher()
-    with closing(train_steps(net, data.train, Phase(epochs, (1e-3,)), make_optimiser([list(net.parameters())]), lambda z, y: item_losses(z, y, "single"), Engine("cpu", "fp32"), **kw)) as steps:
+    with closing(train_steps(net, data.train, Phase(epochs, (1e-3,)), make_optimizer([list(net.parameters())]), lambda z, y: item_losses(z, y, "single"), Engine("cpu", "fp32"), **kw)) as steps:
         return net, list(steps)
 
 
@@ -57,12 +61,12 @@ def test_every_epoch_has_another_order(data):
 
 def test_a_skipped_step_does_not_move_the_schedule(data):
     class Skips(Engine):
-        def step(self, optimiser, clip=None):
+        def step(self, optimizer, clip=None):
             self.count = getattr(self, "count", 0) + 1
-            return super().step(optimiser, clip) and self.count != 2
+            return super().step(optimizer, clip) and self.count != 2
     net = Watcher()
     small = replace(data.train, bs=13)
-    with closing(train_steps(net, small, Phase(2, (1.,), one_cycle()), make_optimiser([list(net.parameters())]), lambda z, y: item_losses(z, y, "single"), Skips("cpu", "fp32"))) as steps:
+    with closing(train_steps(net, small, Phase(2, (1.,), one_cycle()), make_optimizer([list(net.parameters())]), lambda z, y: item_losses(z, y, "single"), Skips("cpu", "fp32"))) as steps:
         rates = [s.rates[0] for s in steps]
     assert rates == pytest.approx([one_cycle()(k / 6) for k in (0, 1, 1, 2, 3, 4)])
 
@@ -78,7 +82,7 @@ def test_start_gives_the_step_the_same_picture(data):
 def test_rates_follow_the_schedule(data):
     net = Watcher()
     phase = Phase(5, (1e-4, 1e-2), one_cycle())
-    opt = make_optimiser([[net.layer.bias], [net.layer.weight]])
+    opt = make_optimizer([[net.layer.bias], [net.layer.weight]])
     small = replace(data.train, bs=10)
     with closing(train_steps(net, small, phase, opt, lambda z, y: item_losses(z, y, "single"), Engine("cpu", "fp32"))) as steps:
         for s in steps:
@@ -93,7 +97,7 @@ def test_notebook_table_is_one_display(monkeypatch):
         def update(self, html): drawn.append(html.data)
     def display(html, display_id): drawn.append(html.data); return Handle()
     monkeypatch.setattr("IPython.display.display", display)
-    table = Table(every=0)
+    table = ProgressTable(every=0)
     table.notebook = True
     table.progress(STEP, pace=1.)
     table.row(dict(epoch=0, train_loss=.5, name="<b>", time=61.))
@@ -109,7 +113,7 @@ def test_terminal_progress_is_wiped():
         def isatty(self): return True
     out = Tty()
     with redirect_stdout(out):
-        table = Table(every=0)
+        table = ProgressTable(every=0)
         table.progress(STEP, pace=1.)
         table.row(dict(epoch=0, train_loss=.25))
     assert "epoch 1, step 5 of 20" in out.getvalue() and re.search(r"\r\x1b\[K +epoch  train_loss\n", out.getvalue())
@@ -123,13 +127,13 @@ def test_smooth_loss_is_debiased():
 
 def test_keep_memory_can_be_forbidden(monkeypatch):
     monkeypatch.setenv("LESSONKIT_KEEP_MEMORY", "0")
-    assert keep_memory() is False
+    assert keep_freed_memory() is False
 
 
 def test_clip_bounds_the_move():
     "With plain SGD a step is the rate times the gradient, so its length is bounded by rate times clip."
     layer = nn.Linear(4, 2)
-    opt = make_optimiser([list(layer.parameters())], "sgd", wd=0)
+    opt = make_optimizer([list(layer.parameters())], "sgd", wd=0)
     for g in opt.param_groups: g["lr"], g["momentum"] = 1., 0.
     before = [p.detach().clone() for p in layer.parameters()]
     engine = Engine("cpu", "fp32")
@@ -142,14 +146,14 @@ def test_clip_bounds_the_move():
 # ---- asking
 def test_several_views_of_each_picture_and_one_opening_of_it(data, monkeypatch):
     import lessonkit.data
-    opened, real, net, numbers = [], lessonkit.data.open_pixels, Watcher(), []
+    opened, real, net, numbers = [], lessonkit.data.images.open_pixels, Watcher(), []
     monkeypatch.setattr(lessonkit.data, "open_pixels", lambda source, *a: opened.append(source) or real(source, *a))
     def plain(batch, number):
         numbers.append(number)
         return to_inputs(batch, data.train_eval)
-    found = outputs(net, replace(data.train, bs=13), Engine("cpu", "fp32"), views=[plain, lambda batch, number: plain(batch, number).flip(3), lambda batch, number: plain(batch, number) * 0])
+    found = model_outputs(net, replace(data.train, bs=13), Engine("cpu", "fp32"), views=[plain, lambda batch, number: plain(batch, number).flip(3), lambda batch, number: plain(batch, number) * 0])
     assert sorted(opened) == sorted(data.train.paths) and numbers == [0] * 3 + [1] * 3 + [2] * 3     # 39 pictures, 13 at a time
-    alone = outputs(net, data.train, Engine("cpu", "fp32"))
+    alone = model_outputs(net, data.train, Engine("cpu", "fp32"))
     assert found.shape == (3, 39, 3) and alone.shape == (39, 3) and torch.allclose(found[0], alone, atol=1e-6)
     assert torch.allclose(found[1], alone, atol=1e-5) and torch.allclose(found[2], net.layer.bias.expand(39, 3))
     assert not found.is_inference() and torch.equal(net.seen[1], net.seen[0].flip(3)) and net.training
@@ -161,12 +165,12 @@ def test_a_model_is_compiled_once_for_all_fits_and_predictions(data, monkeypatch
     net, engine = Watcher(), Engine("cpu", "fp32", compile="a backend")
     for _ in range(3):
         engine_of_fit = engine.for_training(net)
-        opt = make_optimiser([list(net.parameters())])
+        opt = make_optimizer([list(net.parameters())])
         with closing(train_steps(net, data.train, Phase(1, (1e-3,)), opt, lambda z, y: item_losses(z, y, "single"), engine_of_fit)) as steps: list(steps)
-        outputs(net, data.valid, engine)
+        model_outputs(net, data.valid, engine)
     assert compiled == [(net, dict(backend="a backend"))]
     other = Watcher()
-    outputs(other, data.valid, engine.for_training(net))
+    model_outputs(other, data.valid, engine.for_training(net))
     assert [m for m, _ in compiled] == [net, other]
 
 

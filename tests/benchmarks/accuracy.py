@@ -11,8 +11,8 @@ over the seeds with its 95% interval (t), and how many pictures only one of the 
 import argparse, json, statistics, warnings
 
 import numpy as np
-from lessonkit.augment import augmentations
-from lessonkit.data import ImageData
+from lessonkit.data.augment import augmentations
+from lessonkit.data.image_data import ImageData
 from lessonkit.learner import Learner
 
 from common import solar_cells
@@ -56,7 +56,7 @@ def main():
         return ImageData.from_lists(path, files, labels, valid_pct=.25, split="stratified", seed=seed, size=a.size, augment=augment)
     pairs = {}
     for seed in range(a.seeds):
-        results = {p: right(data, seed, p, a) for p in (("fp32", "bf16") if seed % 2 == 0 else ("bf16", "fp32"))}
+        results = {p: correct_indices(data, seed, p, a) for p in (("fp32", "bf16") if seed % 2 == 0 else ("bf16", "fp32"))}
         for p, result in results.items():
             print(json.dumps(dict(seed=seed, precision=p, n_valid=len(result["frozen"][0]), **{
                 f"{way}_{name}": round(float(v), 4) for way, (ok, loss) in result.items() for name, v in (("accuracy", ok.mean()), ("loss", loss))})), flush=True)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/architectures.py [--size 128] [--bs 32] [--repeats 5] [--precision auto]
 
-Prints a row for each network, then the table (markdown) that the lesson holds. Weights are random: speed does not depend on them. Batch normalisation
+Prints a row for each network, then the table (markdown) that the lesson holds. Weights are random: speed does not depend on them. Batch normalization
 keeps its averages, as it does in a pretrained body. All networks take turns, `repeats` times over, so that a disturbance hits all; medians are
 reported, and ratios to the first network. Run it alone on the machine.
 """
@@ -11,8 +11,10 @@ import argparse, json, statistics
 import torch
 
 from common import machine, now, versions
-from lessonkit.model import create_model
-from lessonkit.train import Engine, item_losses, keep_memory, make_optimiser
+from lessonkit.model.create import create_model
+from lessonkit.core.task import item_losses
+from lessonkit.train.engine import Engine, keep_freed_memory
+from lessonkit.train.loop import make_optimizer
 
 ARCHS = "resnet18,resnet34,resnet50,resnet101,tf_efficientnet_lite0"
 
@@ -20,15 +22,15 @@ ARCHS = "resnet18,resnet34,resnet50,resnet101,tf_efficientnet_lite0"
 def network(arch, precision, classes=12):
     "A model, unfrozen, with the engines that train it and ask it."
     model = create_model(arch, classes, weights=None)
-    model.weights = "random"     # counts as pretrained: batch normalisation keeps its averages
+    model.weights = "random"     # counts as pretrained: batch normalization keeps its averages
     engine = Engine(precision=precision)
     return engine.place(model), engine.for_training(model), engine
 
 
-def train_step(model, engine, optimiser, x, y):
+def train_step(model, engine, optimizer, x, y):
     model.train()
     engine.backward(item_losses(engine.forward(model, x), y, "single").mean())
-    engine.step(optimiser)
+    engine.step(optimizer)
 
 
 @torch.inference_mode()
@@ -52,12 +54,12 @@ def main():
     ap.add_argument("--repeats", type=int, default=5)
     ap.add_argument("--precision", default="auto")
     a = ap.parse_args()
-    keep_memory()
+    keep_freed_memory()
     nets, found = {arch: network(arch, a.precision) for arch in a.archs.split(",")}, {}
     for arch, (model, trains, asks) in nets.items():
-        optimiser = make_optimiser(model.group_parameters())
+        optimizer = make_optimizer(model.group_parameters())
         x, y = torch.rand(a.bs, 3, a.size, a.size, device=asks.device), torch.arange(a.bs, device=asks.device) % 12
-        jobs = dict(train=lambda m=model, e=trains, o=optimiser: train_step(m, e, o, x, y), predict=lambda m=model, e=asks: ask(m, e, x))
+        jobs = dict(train=lambda m=model, e=trains, o=optimizer: train_step(m, e, o, x, y), predict=lambda m=model, e=asks: ask(m, e, x))
         for job in jobs.values(): job()      # the first time is slower
         found[arch] = dict(parameters=sum(p.numel() for p in model.parameters()), precision=str(trains.dtype).removeprefix("torch."), jobs=jobs, train=[], predict=[])
     for _ in range(a.repeats):

@@ -25,7 +25,7 @@ def solar_cells(n=None):
 
 
 def make_photographs(folder, n=640, noise=12.):
-    """n colour JPEGs of 500x375, quality 90, about 80 kB, much as those of Oxford-IIIT Pets, from the solar cells of the
+    """n color JPEGs of 500x375, quality 90, about 80 kB, much as those of Oxford-IIIT Pets, from the solar cells of the
     package elpv-dataset: enlarged, cut, tinted, lit unevenly, with the noise of a camera. Four classes. The same ones every time."""
     folder, done = Path(folder), Path(folder) / f".complete_{n}"
     if done.exists(): return folder
@@ -36,10 +36,10 @@ def make_photographs(folder, n=640, noise=12.):
     folder.mkdir(parents=True, exist_ok=True)
     for k, i in enumerate(rng.permutation(len(rows))[:n]):
         name, doubt, kind = rows[i]
-        grey = np.asarray(Image.open(source / name).convert("L").resize((500, 500), Image.Resampling.BICUBIC))[62:437].astype("f4")
+        gray = np.asarray(Image.open(source / name).convert("L").resize((500, 500), Image.Resampling.BICUBIC))[62:437].astype("f4")
         tint, slope = rng.uniform(.5, 1., 3), rng.uniform(-40, 40, (2, 3))
         y, x = np.linspace(-1, 1, 375)[:, None, None], np.linspace(-1, 1, 500)[None, :, None]
-        photo = grey[..., None] * tint + slope[0] * y + slope[1] * x + rng.normal(0, noise, (375, 500, 1)) + rng.normal(0, noise / 2, (375, 500, 3))
+        photo = gray[..., None] * tint + slope[0] * y + slope[1] * x + rng.normal(0, noise, (375, 500, 1)) + rng.normal(0, noise / 2, (375, 500, 3))
         label = f"{kind}_{'defect' if doubt >= .5 else 'good'}"
         Image.fromarray(photo.clip(0, 255).astype("u1")).save(folder / f"{label}_{k}.jpg", quality=90)
     done.touch()

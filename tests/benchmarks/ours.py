@@ -36,12 +36,15 @@ os.environ["LESSONKIT_CACHE"] = str(scratch / "cache")  # no features of an earl
 
 begun = now()
 import torch
-from lessonkit import interpret, plot_pictures, train
-from lessonkit.augment import augmentations, to_inputs
-from lessonkit.data import ImageData, Loader, key_generator
+from lessonkit import interpret, train
+from lessonkit.plot import pictures as plot_pictures
+from lessonkit.data.augment import augmentations, to_inputs
+from lessonkit.core.rng import seeded_rng
+from lessonkit.data.image_data import ImageData
+from lessonkit.data.loader import Loader
 from lessonkit.learner import Learner
-from lessonkit.predict import Preds
-from lessonkit.train import Engine
+from lessonkit.results.preds import Preds
+from lessonkit.train.engine import Engine
 import_s = now() - begun
 
 
@@ -58,7 +61,7 @@ def as_a(kind, loader): return kind(**{f.name: getattr(loader, f.name) for f in 
 
 def make_data(n, augment=True):
     files = pick_files(a.folder, n)
-    data = ImageData.from_name_re(a.folder, files, PAT, valid_pct=.2, size=a.size, bs=min(a.bs, n), augment=augmentations(min_scale=.75) if augment else None)
+    data = ImageData.from_name_re(a.folder, PAT, files, valid_pct=.2, size=a.size, bs=min(a.bs, n), augment=augmentations(min_scale=.75) if augment else None)
     return replace(data, train=as_a(Watched, data.train), valid=as_a(Watched, data.valid))
 
 
@@ -156,7 +159,7 @@ def interpret_cost(files, n=10_000, c=37):
     logits, y = 2 * torch.randn(n, c, generator=generator), torch.randint(c, (n,), generator=generator)
     logits[torch.arange(n), y] += 4
     probs = logits.softmax(1)
-    preds = Preds(probs, y, -probs[torch.arange(n), y].log(), tuple(cycled(files, n)), tuple(f"class{i}" for i in range(c)))
+    preds = Preds(probs, y, -probs[torch.arange(n), y].log(), tuple(cycled(files, n)), Task("single", tuple(f"class{i}" for i in range(c))))
     asked = dict(error_interval=interpret.error_interval, top_losses=interpret.top_losses, most_uncertain=interpret.most_uncertain, confusion_matrix=interpret.confusion_matrix,
                  most_confused=interpret.most_confused, report=interpret.report, to_frame=Preds.to_frame, plot_top_losses=lambda p: plot_pictures.plot_top_losses(p).image(),
                  most_correct=lambda p: interpret.most_correct(p, 0), most_incorrect=lambda p: interpret.most_incorrect(p, 0), one_per_class=interpret.one_per_class)
@@ -172,7 +175,7 @@ out["make_data_s"] = round(now() - start, 3)
 if "first_batch" in tasks:
     start = now()
     batches = data.train.batches(0)
-    x = to_inputs(next(batches), data.train, "cpu", key_generator(0))
+    x = to_inputs(next(batches), data.train, "cpu", seeded_rng(0))
     out["first_batch_s"] = round(now() - start, 3)
     batches.close()
 if set(tasks) - {"first_batch", "features"}:

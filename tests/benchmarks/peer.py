@@ -36,7 +36,7 @@ import_s = now() - begun
 def make_data(n, augment=True, **options):
     item = (a.item_size or (460 if a.size > 160 else 2 * a.size)) if augment else a.size
     tfms = aug_transforms(size=a.size, min_scale=.75) if augment else []
-    return ImageDataLoaders.from_name_re(Path(a.folder), pick_files(a.folder, n), PAT, valid_pct=.2, seed=42, bs=min(a.bs, n), item_tfms=Resize(item),
+    return ImageDataLoaders.from_name_re(Path(a.folder), PAT, pick_files(a.folder, n), valid_pct=.2, seed=42, bs=min(a.bs, n), item_tfms=Resize(item),
                                          batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)], **options)  # pretrained=True would add Normalize itself
 
 
@@ -105,7 +105,7 @@ if "frozen" in tasks:
     learn.freeze()
     out["frozen_s"] = round(timed_fit(learn)[1], 3)
 if "fine_tune" in tasks: out |= dict(fine_tune_s=timed_fine_tune(learn), fine_tune_peak_mb=peak_mb())
-if "save" in tasks:                                 # not the like of a checkpoint: weights and optimiser, no position, no history
+if "save" in tasks:                                 # not the like of a checkpoint: weights and optimizer, no position, no history
     with tempfile.TemporaryDirectory() as folder:
         learn.model_dir, saves = Path(folder), []
         for _ in range(5):

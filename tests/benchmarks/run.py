@@ -240,7 +240,7 @@ def goals(rows):
         goal(f"{name}, 128 px, {best}: share of an epoch of {n_of(rows)} pictures", None, lambda g: g("ours", best, 128, f"resume.{what}", T) / g("ours", best, 128, "epoch_s", T), False, share)
     goal(f"an ordinary step, 128 px, {best}: share of such an epoch", None, lambda g: g("ours", best, 128, "resume.step_s", T) / g("ours", best, 128, "epoch_s", T), False, share)
     goal("size of a checkpoint, MiB", None, lambda g: g("ours", best, 128, "resume.save_mb", T), False, "{:.0f}")
-    goal("fastai's save (weights and optimiser, nothing to resume from): its time over a checkpoint's", None,
+    goal("fastai's save (weights and optimizer, nothing to resume from): its time over a checkpoint's", None,
          lambda g: g("fastai", "fp32", 128, "save_s", T) / g("ours", best, 128, "resume.save_s", T))
     L = "looking"
     for p in ("fp32", "bf16"):
@@ -312,7 +312,7 @@ def main():
     a = ap.parse_args()
     if a.table:
         text = "\n\n".join(["# Results", "What the rows mean: [README.md](README.md). This page is written by `run.py --table RESULT... --write`.",
-                            *(report([json.loads(line) for line in f.read_text().splitlines()]) for f in a.table)]) + "\n"
+                            *(classification_report([json.loads(line) for line in f.read_text().splitlines()]) for f in a.table)]) + "\n"
         return (HERE / "RESULTS.md").write_text(text) if a.write else print(text)
     a.only = a.only.split(",")
     if strange := set(a.only) - set(PARTS.split(",")): ap.error(f"--only: no part {', '.join(sorted(strange))}; there are {PARTS}")
@@ -334,7 +334,7 @@ def main():
     all_runs(a, write)
     for g in goals(rows):
         with open(out, "a") as f: f.write(json.dumps(dict(part="goal", **g)) + "\n")
-    print("\n" + report(rows))
+    print("\n" + classification_report(rows))
 
 
 if __name__ == "__main__": main()

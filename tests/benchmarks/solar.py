@@ -5,7 +5,7 @@
     python tests/benchmarks/solar.py --try                                  # does it run? a minute, worthless numbers
 
 2,624 photographs; defective where the experts' probability is above 1/2 (821), else functional, as in the lessons. A seed sets the split (75/25, stratified
-by that label), the head and every draw. The network is the EfficientNet-Lite0 that comes with the kit; its batch normalisation keeps its averages. Published
+by that label), the head and every draw. The network is the EfficientNet-Lite0 that comes with the kit; its batch normalization keeps its averages. Published
 figures are near, not the same question: Deitsch et al. (2019) count the 295 cells at 1/3 as defective, with little weight in training; the ResNet-152 of 2025
 (90.1%) was trained on generated and over-sampled pictures, too, with a threshold of its own.
 
@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 from accuracy import interval
-from lessonkit import datasets
-from lessonkit.augment import Augment, to_inputs
-from lessonkit.data import ImageData, Loader
-from lessonkit.interpret import accuracy
+from lessonkit.data import datasets
+from lessonkit.data.augment import Augment, to_inputs
+from lessonkit.data.image_data import ImageData
+from lessonkit.data.loader import Loader
+from lessonkit.results.metrics import accuracy
 from lessonkit.learner import Learner
 
 PUBLISHED = {"Deitsch et al. 2019, CNN": .884, "one-cycle ResNet-152, 2025": .901}

@@ -7,7 +7,7 @@ A seed sets the split (75/25, stratified, the same for both sides) and every dra
 with pip, at the same size. The clock starts when everything is imported, timm included, and the table of labels is read; so it covers opening
 pictures, making the network, reading its weights, and all training and validation. It is read whenever an epoch has been validated.
 
-`--lines usual` is each library as its own tutorials use it. `--lines quick` is the quickest that was found with fastai: batch normalisation of the body
+`--lines usual` is each library as its own tutorials use it. `--lines quick` is the quickest that was found with fastai: batch normalization of the body
 neither trained (train_bn=False) nor updated (BnFreeze), so nothing goes backward through it, channels last, smaller batches.
 """
 import argparse, importlib, os, tempfile, warnings
@@ -42,8 +42,8 @@ def split(labels):
 
 def kit(path, files, labels, valid):
     importlib.import_module("timm")               # fastai imports it with itself
-    from lessonkit.data import ImageData
-    from lessonkit.interpret import accuracy
+    from lessonkit.data.image_data import ImageData
+    from lessonkit.results.metrics import accuracy
     from lessonkit.learner import Learner
     def watch(preds):                               # the last metric of an epoch
         curve.append((now() - start, float(accuracy(preds))))
