@@ -81,8 +81,8 @@ def plot_items(
     preds:Preds,              # predictions of any kind, with paths
     idx,                      # which, in the order to be shown: positions, a mask of n, or a slice
     title:str|None=None,      # over them all
-    data:ImageData|None=None, # show the pictures as the model sees them; None: the files themselves
-    heat:Sequence|Callable[[list[int]], Sequence]|None=None, # maps (h,w) in [0,1] of the pictures that are shown; or a function that makes them of positions. Needs `data`
+    crop:ImageData|bool=False, # the data: show images as the model sees them; False: the files themselves
+    heatmap:Sequence|Callable[[list[int]], Sequence]|bool=False, # maps (h,w) in [0,1] of the images that are shown; or a function that makes them of positions. Needs `crop`
     ncols:int|None=None,      # default: one row up to 5 pictures, else as square as possible
     figsize:tuple|None=None,  # inches
     loss:bool=False,          # write the loss, too, where it is known
@@ -95,8 +95,9 @@ def plot_items(
     if not shown.paths:
         raise ValueError("to show pictures their files are opened, and these predictions have no paths (were they made from arrays?): "
                          "predict from files, or draw your arrays with show_images(arrays, titles)")
+    data, heat = crop or None, None if heatmap is False else heatmap
     if heat is not None and data is None:
-        raise ValueError("a heat map is of the picture as the model saw it, cut square, and would not fit the file: give data=, and that picture is shown")
+        raise ValueError("a heat map is of the picture as the model saw it, cut square, and would not fit the file: give crop=data, and that picture is shown")
     if callable(heat): heat = heat(np.atleast_1d(np.arange(len(preds))[idx.numpy(force=True) if isinstance(idx, Tensor) else idx]).tolist())
     titles, colors = _captions(shown, loss, second)
     inches = lambda texts: LETTER_WIDTH*12/72*max(map(len, texts), default=0)
@@ -109,7 +110,7 @@ def plot_correct(
     preds:Preds,              # single-label predictions with targets and paths
     k:int=4,                  # how many, at most
     seed:int=0,               # another number shows others
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "Some of the pictures that the model got right, drawn by lot."
     idx = random_correct(preds, k, seed)
@@ -119,7 +120,7 @@ def plot_incorrect(
     preds:Preds,              # single-label predictions with targets and paths
     k:int=4,                  # how many, at most
     seed:int=0,               # another number shows others
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "Some of the pictures that the model got wrong, drawn by lot."
     idx = random_incorrect(preds, k, seed)
@@ -132,7 +133,7 @@ def plot_most_correct(
     preds:Preds,              # single-label predictions with targets and paths
     label,                    # the actual class: name or number
     k:int=4,                  # how many, at most
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "The right answers on pictures of one class, the surest first."
     return _plot_first(preds, most_correct(preds, label), k, f"Most correct: {_name(preds, label)}", options)
@@ -141,7 +142,7 @@ def plot_most_incorrect(
     preds:Preds,              # single-label predictions with targets and paths
     label,                    # the actual class: name or number
     k:int=4,                  # how many, at most
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "The mistakes on pictures of one class, those first where the model gave that class the smallest probability."
     return _plot_first(preds, most_incorrect(preds, label), k, f"Most incorrect: {_name(preds, label)}", options)
@@ -158,7 +159,7 @@ def plot_most_uncertain(
     preds:Preds,              # single-label predictions with paths, with or without targets
     k:int=4,                  # how many, at most
     by:str="margin",          # "margin", "entropy" or "least_confidence"; with two classes they are the same
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "The pictures that the model could decide on least."
     idx = most_uncertain(preds, k, by)
@@ -169,7 +170,7 @@ def plot_top_losses(
     preds:Preds,              # predictions of any kind, with losses and paths
     k:int=9,                  # how many, at most
     largest:bool=True,        # the largest losses, or the smallest
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "The pictures with the largest losses, the largest first; or with the smallest."
     _, idx = top_losses(preds, k, largest)
@@ -181,7 +182,7 @@ def plot_cell(
     actual,                   # the class that it was: name or number
     predicted,                # the class that the model said: name or number
     k:int=4,                  # how many, at most
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "The pictures behind one number of the confusion matrix, those first where the model was surest of what it said."
     return _plot_first(preds, in_cell(preds, actual, predicted), k, f"{_name(preds, actual)} predicted as {_name(preds, predicted)}", options)
@@ -191,7 +192,7 @@ def show_results(
     preds:Preds,              # predictions of any kind, with paths
     k:int=9,                  # how many, at most
     seed:int=0,               # another number shows others
-    **options,                # data, heat, ncols, figsize: see `plot_items`
+    **options,                # crop, heatmap, ncols, figsize: see `plot_items`
 ) -> NotebookFigure:
     "Pictures drawn by lot, with what they are and what the model said: green where that is right, red where it is wrong."
     require_preds(preds, "show_results", targets=False, empty=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StopReason', 'interrupt_flag', 'run_phase', 'OptimizerState', 'copy_weights', 'Run']
 
-# %% ../../nbs/train/09_run.ipynb #d5f81229
+# %% ../../nbs/train/09_run.ipynb #2c888319
 import math
 import signal
 import threading
@@ -29,7 +29,7 @@ from .plans import Plan, Progress
 from .progress import ProgressTable
 from .trainer import describe_changes, Trainer
 
-# %% ../../nbs/train/09_run.ipynb #7c2b7d4f
+# %% ../../nbs/train/09_run.ipynb #18315700
 class StopReason(Enum):
     "Why a phase of training ended."
     COMPLETED = "completed"
@@ -37,7 +37,7 @@ class StopReason(Enum):
     LOSS_NOT_FINITE = "loss not finite" # usually because the learning rate is too high
     NO_IMPROVEMENT = "no improvement" # in as many epochs as `patience` allows
 
-# %% ../../nbs/train/09_run.ipynb #a0ce6a31
+# %% ../../nbs/train/09_run.ipynb #810d8325
 @contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
     "Inside, a first Ctrl-C sets the flag; a second one raises `KeyboardInterrupt`."
@@ -52,7 +52,7 @@ def interrupt_flag() -> Iterator[threading.Event]:
     try: yield flag
     finally: signal.signal(signal.SIGINT, before)
 
-# %% ../../nbs/train/09_run.ipynb #b8ea657c
+# %% ../../nbs/train/09_run.ipynb #fd1a6101
 def run_phase(
     steps: Iterator[Step], # from `train_steps`, beginning with step `len(record.losses)`
     record: FitRecord, # of this phase: empty, or as far as it had got
@@ -94,7 +94,7 @@ def _note(record: FitRecord, text: str):
     record.note(text)
     print(text)
 
-# %% ../../nbs/train/09_run.ipynb #f0e773f5
+# %% ../../nbs/train/09_run.ipynb #bb24d72d
 @dataclass
 class OptimizerState:
     "The state of an optimizer and of the loss scaler, in a form that can be saved."
@@ -131,13 +131,17 @@ class OptimizerState:
         groups = zip(optimizer.state_dict()["param_groups"], self.groups, strict=True)
         groups = [{**group, **kept} for group, kept in groups]
         optimizer.load_state_dict(dict(state=dict(state), param_groups=groups))
-        # fused steps read weight and state in the order of memory, so both must have the same
         for p, values in optimizer.state.items():
             for name, v in values.items():
-                if torch.is_tensor(v) and v.shape == p.shape: values[name] = torch.empty_like(p).copy_(v)
+                if torch.is_tensor(v): values[name] = _copy_like(v, p)
         engine.scaler.load_state_dict(self.scaler)
 
-# %% ../../nbs/train/09_run.ipynb #b4a3cc96
+# %% ../../nbs/train/09_run.ipynb #577d4732
+def _copy_like(value: Tensor, weight: Tensor) -> Tensor:
+    "A copy. Fused steps read weight and state in the order of memory, so both must have the same."
+    return torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value.clone()
+
+# %% ../../nbs/train/09_run.ipynb #be1502f4
 def copy_weights(
     model: torch.nn.Module, # changed in place
     tensors: dict[str, Tensor], # all of its weights and averages, on any device
@@ -151,7 +155,7 @@ def copy_weights(
     changed = {name: v for name, v in tensors.items() if differs(name)}
     model.load_state_dict(changed, strict=False)
 
-# %% ../../nbs/train/09_run.ipynb #959b8c2d
+# %% ../../nbs/train/09_run.ipynb #868d34d3
 class Run:
     "A plan being carried out, and all that it takes to resume it."
     def __init__(self,

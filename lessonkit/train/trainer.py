@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['data_fingerprint', 'describe_changes', 'read_class_weights', 'KeptFeatures', 'Trainer']
 
-# %% ../../nbs/train/08_trainer.ipynb #40aecfc5
+# %% ../../nbs/train/08_trainer.ipynb #7d590199
 import hashlib
 import platform
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from .history import FitRecord
 from .loop import make_optimizer
 from .progress import ProgressTable
 
-# %% ../../nbs/train/08_trainer.ipynb #ad3a1751
+# %% ../../nbs/train/08_trainer.ipynb #064b39a8
 _NOT_SEEN = {"paths", "targets", "threads", "cache", "_kept"}  # of a loader; files count by name and size
 
 def data_fingerprint(
@@ -49,7 +49,7 @@ def describe_changes(
     changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     return "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
 
-# %% ../../nbs/train/08_trainer.ipynb #66412e74
+# %% ../../nbs/train/08_trainer.ipynb #f472e8e2
 def read_class_weights(
     given: str | Sequence[float] | None, # "balanced", one number for each class, or None
     data: ImageData, # whose training labels are counted for "balanced"
@@ -64,7 +64,7 @@ def read_class_weights(
                          f"{list(data.classes)}; got {given!r}")
     return weights
 
-# %% ../../nbs/train/08_trainer.ipynb #98684af8
+# %% ../../nbs/train/08_trainer.ipynb #fa9b3ddf
 @dataclass(frozen=True)
 class KeptFeatures:
     "Features in memory, and what they were computed from."
