@@ -19,20 +19,19 @@ __all__ = ['accuracy', 'accuracy_interval', 'accuracy_multi', 'apply_temperature
            'show_results', 'solution', 'split_leaks', 'Stats', 'threshold_for', 'to_inputs', 'top_losses',
            'train_steps', 'triangular', 'WeightsUnavailable', 'wilson_interval']
 
-# %% ../nbs/30_all.ipynb #2d2b03cb
+# %% ../nbs/30_all.ipynb #d851d700
 from pathlib import Path
 
 from torchvision import models
 from torchvision.models import resnet18, resnet34, resnet50
 
-from . import sample
 from .core.rng import seed_everything
-from .data import datasets
+from .course.exercises import check, hint, solution
+from .data import datasets, sample
 from .data.augment import Augment, augmentations, to_inputs
 from .data.duplicates import duplicate_groups, find_duplicates, split_leaks
 from .data.image_data import ImageData, imagenet_stats, Stats
 from .data.images import check_images, image_files, ImageReadError, open_image
-from .exercises import check, hint, solution
 from .learner import Learner
 from .model.create import create_model, model_summary
 from .model.weights import WeightsUnavailable
@@ -69,7 +68,7 @@ from lessonkit.train.schedules import (
     cycle_ends, flat_cos, group_rates, one_cycle, one_cycle_momentum, sgdr, triangular,
 )
 
-# %% ../nbs/30_all.ipynb #b8c388f5
+# %% ../nbs/30_all.ipynb #8c78ccc5
 _all_ = [
     "accuracy", "accuracy_interval", "accuracy_multi", "apply_temperature", "Augment",
     "augmentations", "calibrate", "calibration_error", "check", "check_images",

@@ -1,91 +1,113 @@
-"""Each exercise of the lessons: a right answer in several forms, and plausible wrong ones with the reason that they get."""
+"""Every exercise: right answers in several forms, and plausible wrong ones with their reasons.
+
+The answers are in test_exercises_01.py and so on, one file for each lesson.
+"""
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-import torch
 
-import test_exercises_02, test_exercises_03, test_exercises_05
-from lessonkit import exercises
-from lessonkit.exercises import EXERCISES, check, hint, solution
-from lessonkit.results.intervals import wilson_interval
-from lessonkit.train.schedules import one_cycle
+import test_exercises_01
+import test_exercises_02
+import test_exercises_03
+import test_exercises_05
+from lessonkit.course import exercises, lesson_1
+from lessonkit.course.exercises import check, hint, solution
 
-HELD = [f"pug_{i}.jpg" for i in range(40)]
-SPOILED = HELD[3:13]
+EXERCISES = exercises.load_exercises()
+CORRECT_COLOR, INCORRECT_COLOR = {}, {}
+for lesson in (test_exercises_01, test_exercises_02, test_exercises_03, test_exercises_05):
+    CORRECT_COLOR |= lesson.RIGHT
+    INCORRECT_COLOR |= lesson.WRONG
 
-CORRECT_COLOR = {
-    "pattern": [r"^\d+-(.+)\.\w+$", re.compile(r"-(.+)\.")],
-    "cats": [lambda p: "cat" if p.name[0].isupper() else "dog", lambda p: "dog" if p.name[0].islower() else "cat"],
-    "steps": [48, 48., np.int64(48), torch.tensor([48])],
-    "one-cycle": [[.0004, .01, .005, 1e-7], np.array([.01 * one_cycle()(p) for p in (0, .25, .625, 1)])],
-    "loss": [(.105, 2.303), torch.tensor([.9, .1]).log().neg()],
-    "overfitting": [4, "4"],
-    "interval": [wilson_interval(24, 240), (.1, .068, .144), [10, 6.8, 14.4]],
-    "confused": [("Ragdoll", "Birman"), (2, 0), "Ragdoll Birman"],
-    "wrong-labels": [SPOILED, set(SPOILED[:6]), [HELD.index(f) for f in SPOILED], torch.arange(3, 9), [Path("photos", f) for f in SPOILED]],
-}
-INCORRECT_COLOR = {   # answer -> a word of the reason
-    "pattern": [(r"^\d+-.+\.jpg$", "round brackets"), (r"(.+)\.\w+$", "number"), (r"^(.+)_\d+\.jpg$", "not match")],
-    "cats": [(lambda p: "cat" if str(p)[0].isupper() else "dog", "path.name|is a cat"), (lambda p: "dog" if p.name[0].isupper() else "cat", "dog for every cat"), (lambda p: p.name[0].isupper(), "True and False")],
-    "steps": [(45, "40"), (46.875, "part of a step"), (16, "one epoch")],
-    "one-cycle": [([.001, .01, .005, 1e-7], "25"), ([.04, 1, .5, 1e-5], "factors"), ([.0004, .01, .00625, 1e-7], "half-way")],
-    "loss": [((2.303, .105), "other way round"), ((.0458, 1), "base 10"), ((.1, .9), "logarithm")],
-    "overfitting": [(2, "it is not"), (3, "lowest"), (5, "before")],
-    "interval": [(wilson_interval(216, 240), "accuracy"), ((.1, .06205, .13795), "textbook"), (wilson_interval(24, 240, .9), "95%")],
-    "confused": [(("Birman", "Ragdoll"), "way round"), (("pug", "pug"), "diagonal"), (("Ragdoll", "Persian"), "larger")],
-    "wrong-labels": [(SPOILED[:2], "at least five"), (HELD[20:30], "0 have"), (HELD, "10 have"), ([99], "Positions"), (["cat.jpg"], "no `cat.jpg`")],
-}
-for later in (test_exercises_02, test_exercises_03, test_exercises_05):
-    CORRECT_COLOR |= later.RIGHT
-    INCORRECT_COLOR |= later.WRONG
+MALFORMED = [
+    None, "", [], object(), float("nan"), {"a": "b"}, lambda: 1, b"x", [[1, 2], [3, "x"]],
+]
 
 
 @pytest.fixture(autouse=True)
 def files(monkeypatch):
-    "Nothing is drawn for this."
-    monkeypatch.setattr(exercises, "_lesson_files", lambda: (HELD, {f: "beagle" for f in SPOILED}))
+    "Pictures that need not be drawn."
+    truth = {file: "beagle" for file in test_exercises_01.SPOILED}
+    monkeypatch.setattr(lesson_1, "lesson_files", lambda: (test_exercises_01.FILES, truth))
 
 
-def test_each_has_its_answers(): assert set(CORRECT_COLOR) == set(INCORRECT_COLOR) == set(EXERCISES) and all(len(v) >= 2 for v in INCORRECT_COLOR.values())
+def test_each_has_its_answers():
+    assert set(CORRECT_COLOR) == set(INCORRECT_COLOR) == set(EXERCISES)
+    assert all(len(answers) >= 2 for answers in INCORRECT_COLOR.values())
 
 
 @pytest.mark.parametrize("name, answer", [(n, a) for n, answers in CORRECT_COLOR.items() for a in answers])
-def test_right(name, answer): assert check(name, answer), check(name, answer)
+def test_right(name, answer):
+    assert check(name, answer), check(name, answer)
 
 
-@pytest.mark.parametrize("name, answer, why", [(n, *a) for n, answers in INCORRECT_COLOR.items() for a in answers])
-def test_wrong(name, answer, why):
+@pytest.mark.parametrize(
+    "name, answer, reason", [(n, *a) for n, answers in INCORRECT_COLOR.items() for a in answers])
+def test_wrong(name, answer, reason):
     said = check(name, answer)
-    assert said.kind == "wrong" and re.search(why, said.text), said
+    assert said.kind == "wrong"
+    assert re.search(reason, said.text), said
 
 
 @pytest.mark.parametrize("name", list(CORRECT_COLOR))
-@pytest.mark.parametrize("answer", [None, "", [], object(), float("nan"), {"a": "b"}, lambda: 1, b"x", [[1, 2], [3, "x"]]], ids=lambda a: type(a).__name__)
-def test_nothing_makes_it_stumble(name, answer):
+@pytest.mark.parametrize("answer", MALFORMED, ids=lambda a: type(a).__name__)
+def test_malformed_answers_never_raise(name, answer):
     assert check(name, answer).kind == "wrong"
 
 
 @pytest.mark.parametrize("name", list(CORRECT_COLOR))
 def test_open_hints_and_solution(name):
-    assert check(name).kind == check(name, ...).kind == "open" and EXERCISES[name].question in repr(check(name))
-    said = [hint(name, i + 1).text for i in range(len(EXERCISES[name].hints))]
-    assert len(said) >= 2 and len(set(said)) == len(said) and solution(name).text
+    assert check(name).kind == check(name, ...).kind == "open"
+    assert EXERCISES[name].question in repr(check(name))
+    hints = [hint(name, i + 1).text for i in range(len(EXERCISES[name].hints))]
+    assert len(hints) >= 2
+    assert len(set(hints)) == len(hints)
+    assert solution(name).text
+
+
+@pytest.mark.parametrize("name", list(CORRECT_COLOR))
+def test_html_is_balanced(name):
     for feedback in (check(name), hint(name), solution(name), check(name, CORRECT_COLOR[name][0])):
         html = feedback._repr_html_()
-        assert html.count("<div") == html.count("</div>") and html.count("<span") == html.count("</span>") and "`" not in html
+        assert html.count("<div") == html.count("</div>")
+        assert html.count("<span") == html.count("</span>")
+        assert "`" not in html
+
+
+@pytest.mark.parametrize("name", list(CORRECT_COLOR))
+def test_texts_are_whole(name):
+    "No heading is left in a paragraph, and none begins with the indentation of the docstring."
+    asked = EXERCISES[name]
+    for text in (asked.question, *asked.hints, asked.solution, asked.praise):
+        assert text
+        assert not re.search(r"\b(Hint|Solution|Right): ", text)
+        for paragraph in text.split("\n\n"):
+            code = paragraph.startswith("    ")
+            assert code or ("\n" not in paragraph and "  " not in paragraph), paragraph
 
 
 @pytest.mark.parametrize("ask", [check, hint, solution])
 def test_unknown_name(ask):
-    with pytest.raises(ValueError, match="no exercise 'nope'; there are: pattern, cats"): ask("nope")
+    message = "no exercise 'nope'; there are: pattern, cats"
+    with pytest.raises(ValueError, match=message): ask("nope")
 
 
 def test_lessons_ask_them_all():
-    for number in {e.lesson for e in EXERCISES.values()}:
-        lesson, = (Path(__file__).parents[1] / "nbs/lessons").glob(f"{number:02}_*.ipynb")
-        code = "\n".join(c.source for c in nbformat.read(lesson, 4).cells if c.cell_type == "code")
-        for e in EXERCISES.values():
-            if e.lesson == number: assert re.search(rf"check\(\s*['\"]{e.name}['\"]", code), e.name
+    lessons = Path(__file__).parents[1] / "nbs/lessons"
+    for name, asked in EXERCISES.items():
+        notebook, = lessons.glob(f"{asked.lesson:02}_*.ipynb")
+        cells = nbformat.read(notebook, 4).cells
+        code = "\n".join(c.source for c in cells if c.cell_type == "code")
+        assert re.search(rf"check\(\s*['\"]{name}['\"]", code), name
+
+
+def test_check_needs_no_import_of_a_lesson():
+    "In a fresh Python, `check` finds an exercise of any lesson."
+    code = ("from lessonkit.course.exercises import EXERCISES, check\n"
+            "assert not EXERCISES\n"
+            "assert check('restarts', [15, 45]) and check('steps', 48)")
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
