@@ -126,6 +126,16 @@ def test_module_edited_or_not_exported(project):
     assert "two.py: differs from its notebook" in text and "one.py: not there" in text
 
 
+def test_export_leaves_the_type_marker(project):
+    "py.typed tells type checkers that the package's annotations count; no notebook makes it."
+    assert (ROOT / "lessonkit/py.typed").exists()
+    marker = project / "lessonkit/py.typed"
+    marker.touch()
+    assert checks.nbdev("doclinks", "nbdev_export", project) == []
+    assert marker.exists()
+    assert checks.export(project) == []
+
+
 def test_import_that_was_not_exported(project):
     "Passes in the notebook, fails for the user."
     notebook(project / "nbs/00_one.ipynb", "# One\n\n> First.", "#| default_exp one", "import math", "#| export\ndef area(r): return math.pi * r ** 2")
