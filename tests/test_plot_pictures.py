@@ -265,7 +265,9 @@ def table(files, n=3, **change):
 @pytest.mark.parametrize("n, k, ncols, grid", [(3, 6, None, (2, 2)), (7, 6, 3, (2, 3)), (1, 6, None, (1, 1)), (3, 2, 1, (2, 1)), (2, 6, 9, (1, 2))])
 def test_duplicates_stand_in_pairs(files, n, k, ncols, grid):
     fig, shown = P.plot_duplicates(table(files, n), k, ncols), min(n, k)
-    pairs = fig.subfigs[:shown]
+    # matplotlib 3.9 lists them column by column: sort them from top left to bottom right
+    by_place = sorted(fig.subfigs, key=lambda cell: (-round(cell.bbox.y0), cell.bbox.x0))
+    pairs = by_place[:shown]
     assert len(fig.axes) == 2*shown and all(len(cell.axes) == 2 for cell in pairs) and len(fig.subfigs) == grid[0]*grid[1]
     for i, cell in enumerate(pairs):
         for ax, f in zip(cell.axes, (files[i], files[-1 - i])): assert (ax.images[0].get_array() == np.asarray(Image.open(f))).all()

@@ -119,7 +119,7 @@ def test_a_table_written_and_read_is_the_same(kind, targets, tmp_path):
     p = make(9, kind, c=4, targets=targets)
     p = replace(p, classes=() if kind == "number" else NAMES, probs=p.probs.clone().index_fill_(1, torch.tensor([0]), 1.) if kind == "multi" else p.probs)
     table, path = p.to_frame(probs=True), p.to_csv(tmp_path / "p.csv")
-    read = pd.read_csv(path)
+    read = pd.read_csv(path, float_precision="round_trip")
     if kind == "multi" and targets: read["actual"] = read["actual"].fillna("")     # where no label holds
     pd.testing.assert_frame_equal(read, table, check_exact=True)
     assert list(read.file) == [f"0_{i}.jpg" for i in range(9)]

@@ -33,8 +33,15 @@ def project(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "lessonkit").mkdir()
     (tmp_path / "lessonkit/__init__.py").write_text((ROOT / "lessonkit/__init__.py").read_text())
-    notebook(tmp_path / "nbs/00_one.ipynb", "# One\n\n> First.", "#| default_exp one", "#| export\nimport math\ndef area(r): return math.pi * r ** 2", "assert area(0) == 0")
-    notebook(tmp_path / "nbs/01_two.ipynb", "# Two\n\n> Second.", "#| default_exp two", "#| export\nfrom lessonkit.one import area", "#| export\ndef twice(r): return 2 * area(r)")
+    area = "#| export\nimport math\ndef area(\n    r,   # radius\n):\n    return math.pi * r ** 2"
+    notebook(
+        tmp_path / "nbs/00_one.ipynb",
+        "# One\n\n> First.", "#| default_exp one", area, "assert area(0) == 0")
+    twice = "#| export\ndef twice(\n    r,   # radius\n):\n    return 2 * area(r)"
+    notebook(
+        tmp_path / "nbs/01_two.ipynb",
+        "# Two\n\n> Second.", "#| default_exp two",
+        "#| export\nfrom lessonkit.one import area", twice)
     badges, install = first_cells.cells(tmp_path, "nbs/lessons/01_pets.ipynb")
     notebook(tmp_path / "nbs/lessons/01_pets.ipynb", "# Pets", badges, install, "1 + 1")
     notebook(tmp_path / "nbs/index.ipynb", "# Kit\n\nSee [lesson 1](lessons/01_pets.ipynb), [how](../CONTRIBUTING.md) and [it](https://example.com).", badges)
@@ -117,6 +124,16 @@ def test_module_edited_or_not_exported(project):
     (project / "lessonkit/one.py").unlink()
     text = found(project, checks.export)
     assert "two.py: differs from its notebook" in text and "one.py: not there" in text
+
+
+def test_export_leaves_the_type_marker(project):
+    "py.typed tells type checkers that the package's annotations count; no notebook makes it."
+    assert (ROOT / "lessonkit/py.typed").exists()
+    marker = project / "lessonkit/py.typed"
+    marker.touch()
+    assert checks.nbdev("doclinks", "nbdev_export", project) == []
+    assert marker.exists()
+    assert checks.export(project) == []
 
 
 def test_import_that_was_not_exported(project):

@@ -1,5 +1,5 @@
 """The wheel, and environments that have it and nothing of the repository: `python tools/kit_wheel.py FOLDER` builds it there."""
-import importlib.util, shutil, subprocess, sys, tempfile
+import importlib.util, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +21,7 @@ def environment(folder, wheel=None, coverage=False):
     editable lessonkit installed there stays invisible, and the wheel is the only lessonkit there can be.
     """
     run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
-    python = Path(folder) / "bin" / "python"
+    python = Path(folder) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
     heavy = Path(importlib.util.find_spec("torch").origin).parents[1]
     (site / "shared.pth").write_text(f"{heavy}\n")
