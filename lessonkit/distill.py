@@ -30,7 +30,7 @@ from torch import nn, Tensor
 from .core.files import FORMAT, save_tensors, tensor_digest, write_atomic
 from .core.rng import seeded_rng
 from .core.task import Task
-from .data.augment import Augment, batch_stage
+from .data.augment import Augment, transform_images
 from .data.image_data import ImageData, imagenet_stats, Stats
 from .data.images import describe_unreadable, image_files, ImageReadError, open_pixels
 from .data.loader import Batch, even_batches, Loader
@@ -223,7 +223,7 @@ class Crops(Loader):
         def cut(i:int) -> Batch:
             index = indices[i]
             x = pixels[index.to(pixels.device)].to(self.device)
-            x = batch_stage(x, self.photos.aspects[index], self.size, self.augment, seeded_rng(*key, i, "crop"), self.fit)
+            x = transform_images(x, self.photos.aspects[index], self.size, self.augment, seeded_rng(*key, i, "crop"), self.fit)
             y = torch.zeros(len(index), 1)  # there are no labels; a loop and a mixer want some
             if self.augment: x, _ = mix_batch(x, y, self.mix, Task("multi", range(1)), seeded_rng(*key, i, "mix"))
             return Batch(x, y, None, index)

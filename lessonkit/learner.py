@@ -8,7 +8,6 @@ __all__ = ['TrainOptions', 'describe_effect', 'Learner']
 # %% ../nbs/20_learner.ipynb #79bd1088
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -17,6 +16,7 @@ import torch
 from .core.signatures import forwards_to, takes_options_of
 from .data.image_data import ImageData
 from .data.images import image_files
+from .data.loader import Loader
 from .data.mixing import Mix
 from .model.classifier import Classifier
 from .model.create import create_model, model_summary
@@ -76,13 +76,13 @@ def describe_effect(
     before, after = compute_scores(plain, metrics), compute_scores(blend, metrics)
     return ", ".join(f"{name} {after[name]:.6g} (plain {before[name]:.6g})" for name in after)
 
-# %% ../nbs/20_learner.ipynb #962f45b2
-class Learner:
-    "A model, its data, and methods to train, evaluate and inspect it."
+# %% ../nbs/20_learner.ipynb #399ea554
+class _Parts:
+    "A model and its data, and which layers are trained."
     def __init__(self,
         data: ImageData, # what the model is trained on
-        arch: str | Callable | None = None, # torchvision's or timm's name, a constructor, or None: packaged
-        metrics: Callable | Sequence[Callable] | None = None, # functions of `Preds`; None: the task's
+        arch: str | Callable | None = None, # a network's name, a constructor, or None: packaged
+        metrics: Callable | Sequence[Callable] | None = None, # functions of `Preds`; None: usual
         *,
         weights: str | Path | None = "pretrained", # "pretrained", a file, or None for random ones
         ps: float = .5, # dropout of the head
@@ -150,7 +150,7 @@ class Learner:
     def set_data(self,
         data: ImageData, # for the same task
     ) -> "Learner":
-        "Go on with other data: larger images (`data.resized(224)`), other augmentation, more files."
+        "Go on with other data: larger images (`data.resized(224)`), or other augmentation."
         for name in ("task", "channels"):
             new, old = getattr(data, name), getattr(self.data, name)
             if new != old:
@@ -159,7 +159,10 @@ class Learner:
         self.trainer.data = data
         return self
 
-    # ---- which layers are trained
+    @property
+    def group_names(self) -> list[str]:
+        "The names of the layer groups, first to last."
+        return [name for name, _ in self.model.groups]
 
     def freeze_to(self,
         n: int, # number of the first layer group that is trained; negative: from the end
@@ -175,31 +178,151 @@ class Learner:
         "Train everything."
         self.freeze_to(0)
 
-    # ---- training
+
+# %% ../nbs/20_learner.ipynb #4e66702e
+class _Saving(_Parts):
+    "Saving and loading."
+    def save(self,
+        name: str = "model", # in `model_dir`
+    ) -> Path: # the file
+        "Save the model, its history and, while training is unfinished, all that `resume` needs."
+        return self._save(name)
+
+    def _save(self, name: str, with_run: bool = True) -> Path:
+        path = self.model_dir/f"{name}.safetensors"
+        run = self.run if with_run else None
+        return save_checkpoint(path, self.model, self.data, self.history, run)
+
+    def load(self,
+        name: str = "model", # in `model_dir`
+    ) -> "Learner":
+        "Take over weights, history and unfinished training. Raises `ValueError` for other models."
+        found = self._read(name)
+        copy_weights(self.model, found.weights)
+        self.model.weights = found.metadata["weights"]
+        self.freeze_to(found.metadata["frozen"])
+        self.history, self.run = found.history, found.run
+        return self
+
+    def _read(self, name: str) -> Checkpoint:
+        found = load_checkpoint(self.model_dir/f"{name}.safetensors")
+        check_same_model(found.metadata, self.model, self.data, name)
+        return found
+
+
+# %% ../nbs/20_learner.ipynb #35c9488c
+class _Predicting(_Saving):
+    "Predictions for sets, files and single images."
+    def get_preds(self,
+        which: str | Sequence = "valid", # "valid", "train", "test", or a list of images
+    ) -> Preds:
+        "Predictions for a set, in its order; kept until the model changes. Or for new images."
+        if not isinstance(which, str):
+            return predict_files(self.model, which, self.data.valid, self.engine, self.data.task)
+        kept = self.predictions.get(which, self.model, self.data)
+        if kept is not None: return kept
+        loader = named_loader(self.data, which)
+        preds = predict_set(self.model, loader, self.engine, self.data.task)
+        return self.predictions.keep(which, self.model, self.data, preds)
+
+    def predict(self,
+        item: Any, # a path, bytes, Pillow image or array
+    ) -> Prediction:
+        "The prediction for one image. Raises `ImageReadError`."
+        return predict_one(self.model, item, self.data.valid, self.engine, self.data.task)
+
+    def predict_folder(self,
+        path: str | Path, # the folder
+        recurse: bool = True, # look in folders inside it, too?
+    ) -> Preds: # `.to_frame()` is the table of files and predictions
+        "Predictions for all images in a folder; only a few batches are in memory at a time."
+        files = image_files(path, recurse, self.data.channels)
+        if not files: raise ValueError(f"there are no images in {str(path)!r}")
+        return self.get_preds(files)
+
+    def tta(self,
+        n: int = 4, # random views of each image
+        beta: float | None = None, # weight of the plain prediction, 0 to 1; None: 1/4 or .4
+        form: str = "random", # "random": views as training varies them; "corners": the four corners
+        scale: float = 1.35, # of "corners": magnification
+        which: str = "valid", # "valid", "train" or "test"
+    ) -> Preds: # the blend; `get_preds` has the plain ones
+        "Test-time augmentation: the mean over several views of each image. Says whether it helped."
+        found = tta_set(self.model, named_loader(self.data, which), self.data.augment, self.engine,
+                        self.data.task, form=form, n=n, beta=beta, scale=scale,
+                        seed=self.trainer.seed)
+        plain = self.predictions.keep(which, self.model, self.data, found.plain)
+        blend = found.preds
+        if blend.targets is not None:
+            effect = describe_effect(plain, blend, self.metrics)
+            self.trainer.say(f"test-time augmentation, {len(found.views)} views: {effect}")
+        return blend
+
+    def calibrate(self) -> Calibration:
+        "Make the probabilities fit the validation set (temperature scaling, Guo et al. 2017)."
+        found = calibrate(self.get_preds())
+        self.trainer.say(str(found))
+        if found.temperature < TEMPERATURES[1]: fold_temperature(self.model.head, found.temperature)
+        else: self.trainer.say("the model is left as it is")
+        return found
+
+    def heat_maps(self,
+        idx: Sequence[int], # positions in the validation set
+        target: Sequence[int] | None = None, # class numbers; None: the one predicted for each
+    ) -> torch.Tensor: # (k,size,size) in [0,1]
+        "Where in each image the evidence for a class is (Grad-CAM)."
+        idx, valid = [int(i) for i in idx], self.data.valid
+        paths = tuple(valid.paths[i] for i in idx)  # a file that is gone gets a tile that says so
+        chosen = Loader(**valid.settings(paths=paths, targets=valid.targets[idx], failed={}))
+        return heat_maps(self.model, chosen, self.engine, target)
+
+    def average(self,
+        names: Sequence[str] | str, # of saved models; or the name of snapshots, for all of them
+        which: str | Sequence = "valid", # as in `get_preds`
+    ) -> Preds: # the mean of their probabilities
+        "Predictions of several saved models, averaged. The learner's own weights stay."
+        if isinstance(names, str): names = snapshot_names(self.model_dir, names)
+        own = {name: v.clone() for name, v in self.model.state_dict().items()}
+        preds = []
+        try:
+            for name in names:
+                copy_weights(self.model, self._read(name).weights)
+                preds.append(self.get_preds(which))
+        finally: copy_weights(self.model, own)
+        return mean_preds(preds)
+
+
+# %% ../nbs/20_learner.ipynb #6ecf7a8f
+class _Training(_Predicting):
+    "Ways to fit, to resume, and to find a learning rate."
+    def validate(self) -> dict[str, float]: # valid_loss, and each metric by its name
+        "Loss and metrics on the validation set."
+        return compute_scores(self.get_preds(), self.metrics)
 
     def train_phases(self,
         *phases: Phase, # one after the other
-        keep_best: str | None = None, # a column, such as "error_rate": ends with its best epoch's weights
+        keep_best: str | None = None, # a column, such as "error_rate": ends with its best epoch
         patience: int | None = None, # end after so many epochs without improvement of that column
         clip: float | None = None, # longest gradient; None: no limit
         accumulate: int = 1, # batches in a step
         checkpoint: str | None = None, # a name: save under it after each epoch, and ...
         every: float = 60., # ... after so many seconds; `load` it and `resume` after a crash
-        snapshots: str | None = None, # a name: save each cycle's last weights as NAME_1, NAME_2, ...
+        snapshots: str | None = None, # a name: save each cycle's last weights as NAME_1, ...
     ):
         "Train: what all ways to fit come down to. Ctrl-C ends it after the running step."
         columns = ["train_loss", "valid_loss", *map(metric_name, self.metrics)]
         if keep_best and keep_best not in columns:
-            raise ValueError(f"keep_best is a column of the table, one of {columns}; got {keep_best!r}")
-        plan = Plan(phases, len(self.history.fits), keep_best, patience, clip, accumulate, checkpoint,
-                    every, snapshots)
+            raise ValueError(f"keep_best is a column of the table, one of {columns}; "
+                             f"got {keep_best!r}")
+        plan = Plan(phases, len(self.history.fits), keep_best, patience, clip, accumulate,
+                    checkpoint, every, snapshots)
         self.run = Run(plan, self.trainer.conditions())
         self.run.train(self.trainer, self.history, self._evaluate, self._save)
 
     @takes_options_of(train_phases)
     def fit(self,
         epochs: int, # or, with `cycle_len`, cycles
-        lr: Any = slice(3e-3), # a number, one for each layer group, slice(first, last) or slice(last)
+        lr: Any = slice(3e-3), # one number, one for each layer group, or a slice
         cycle_len: int | None = None, # epochs of the first cycle; None: a constant rate
         cycle_mult: int = 1, # each cycle is so many times as long as the one before
         **options: Unpack[TrainOptions],
@@ -207,7 +330,8 @@ class Learner:
         "Train at a constant rate, or in cycles that start over (SGDR, Loshchilov and Hutter 2017)."
         if cycle_len is None:
             if cycle_mult != 1:
-                raise ValueError(f"cycle_mult={cycle_mult} needs cycle_len, the epochs of the first cycle")
+                raise ValueError(f"cycle_mult={cycle_mult} needs cycle_len, "
+                                 "the epochs of the first cycle")
             phase = self._phase("fit", epochs, lr, constant(), constant(.9))
         else:
             ends = cycle_ends(epochs, cycle_len, cycle_mult)
@@ -255,13 +379,9 @@ class Learner:
         if not self.model.weights:
             warnings.warn("fine_tune freezes the body first, and this one has random weights: "
                           "fit_one_cycle on the unfrozen model fits better", stacklevel=2)
-        phases = fine_tune_phases(self.group_names, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div)
+        phases = fine_tune_phases(self.group_names, epochs, base_lr, freeze_epochs, lr_mult,
+                                  pct_start, div)
         self.train_phases(*phases, **options)
-
-    @property
-    def group_names(self) -> list[str]:
-        "The names of the layer groups, first to last."
-        return [name for name, _ in self.model.groups]
 
     def _phase(self, name: str, epochs: int, lr: Any, rate: Schedule, momentum: Schedule,
                cycles: Sequence[int] = ()) -> Phase:
@@ -271,7 +391,7 @@ class Learner:
     def resume(self,
         exact: bool = True, # refuse if anything has changed that the outcome depends on?
     ):
-        "Go on with training that was interrupted, here or, after `load`, elsewhere; as if it never was."
+        "Go on with training that was interrupted, as if it never was; after `load`, too."
         if self.run is None or self.run.finished:
             raise ValueError("there is no unfinished training: load a checkpoint first, or fit")
         if obstacle := self.run.obstacle(self.trainer):
@@ -284,13 +404,15 @@ class Learner:
     def restore_best(self):
         "Put back the weights of the best epoch. A fit with `keep_best` that ends does so itself."
         if self.run is None:
-            raise ValueError("nothing has been trained: fit with keep_best='valid_loss' or another column")
+            raise ValueError("nothing has been trained: fit with keep_best='valid_loss' "
+                             "or another column")
         self.run.restore_best(self.trainer, self.history.fits[-1])
 
     def _evaluate(self, model: torch.nn.Module, data: ImageData) -> dict[str, float]:
         "Loss and metrics on the validation set, for the table."
         preds = predict_set(model, named_loader(data, "valid"), self.engine, data.task)
-        return compute_scores(self.predictions.keep("valid", self.model, self.data, preds), self.metrics)
+        self.predictions.keep("valid", self.model, self.data, preds)
+        return compute_scores(preds, self.metrics)
 
     def lr_find(self,
         start_lr: Any = 1e-7, # of the first step: a number, or one for each layer group
@@ -310,118 +432,11 @@ class Learner:
         if show_plot and self.show and in_notebook(): plot_lr_find(found)._ipython_display_()
         return found
 
-    # ---- predictions
 
-    def get_preds(self,
-        which: str | Sequence = "valid", # "valid", "train" (not augmented), "test", or a list of images
-    ) -> Preds:
-        "Predictions for a set, in its order; kept until the model changes. Or for new images."
-        if not isinstance(which, str):
-            return predict_files(self.model, which, self.data.valid, self.engine, self.data.task)
-        kept = self.predictions.get(which, self.model, self.data)
-        if kept is not None: return kept
-        loader = named_loader(self.data, which)
-        preds = predict_set(self.model, loader, self.engine, self.data.task)
-        return self.predictions.keep(which, self.model, self.data, preds)
-
-    def predict(self,
-        item: Any, # a path, bytes, Pillow image or array
-    ) -> Prediction:
-        "The prediction for one image. Raises `ImageReadError`."
-        return predict_one(self.model, item, self.data.valid, self.engine, self.data.task)
-
-    def predict_folder(self,
-        path: str | Path, # the folder
-        recurse: bool = True, # look in folders inside it, too?
-    ) -> Preds: # `.to_frame()` is the table of files and predictions
-        "Predictions for all images in a folder; only a few batches are in memory at a time."
-        files = image_files(path, recurse, self.data.channels)
-        if not files: raise ValueError(f"there are no images in {str(path)!r}")
-        return self.get_preds(files)
-
-    def validate(self) -> dict[str, float]: # valid_loss, and each metric by its name
-        "Loss and metrics on the validation set."
-        return compute_scores(self.get_preds(), self.metrics)
-
-    def tta(self,
-        n: int = 4, # random views of each image
-        beta: float | None = None, # weight of the plain prediction, 0 to 1; None: 1/4, .4 for corners
-        form: str = "random", # "random": views as training varies them; "corners": the four corners
-        scale: float = 1.35, # of "corners": magnification
-        which: str = "valid", # "valid", "train" or "test"
-    ) -> Preds: # the blend; `get_preds` has the plain ones
-        "Test-time augmentation: the mean over several views of each image. Says whether it helped."
-        found = tta_set(self.model, named_loader(self.data, which), self.data.augment, self.engine,
-                        self.data.task, form=form, n=n, beta=beta, scale=scale, seed=self.trainer.seed)
-        plain = self.predictions.keep(which, self.model, self.data, found.plain)
-        blend = found.preds
-        if blend.targets is not None:
-            effect = describe_effect(plain, blend, self.metrics)
-            self.trainer.say(f"test-time augmentation, {len(found.views)} views: {effect}")
-        return blend
-
-    def average(self,
-        names: Sequence[str] | str, # of saved models; or the name of snapshots, for all of them
-        which: str | Sequence = "valid", # as in `get_preds`
-    ) -> Preds: # the mean of their probabilities
-        "Predictions of several saved models, averaged. The learner's own weights stay."
-        if isinstance(names, str): names = snapshot_names(self.model_dir, names)
-        own = {name: v.clone() for name, v in self.model.state_dict().items()}
-        preds = []
-        try:
-            for name in names:
-                copy_weights(self.model, self._read(name).weights)
-                preds.append(self.get_preds(which))
-        finally: copy_weights(self.model, own)
-        return mean_preds(preds)
-
-    def calibrate(self) -> Calibration:
-        "Make the probabilities fit the validation set (temperature scaling, Guo et al. 2017)."
-        found = calibrate(self.get_preds())
-        self.trainer.say(str(found))
-        if found.temperature < TEMPERATURES[1]: fold_temperature(self.model.head, found.temperature)
-        else: self.trainer.say("the model is left as it is")
-        return found
-
-    def heat_maps(self,
-        idx: Sequence[int], # positions in the validation set
-        target: Sequence[int] | None = None, # class numbers; None: the one predicted for each
-    ) -> torch.Tensor: # (k,size,size) in [0,1]
-        "Where in each image the evidence for a class is (Grad-CAM)."
-        idx, valid = [int(i) for i in idx], self.data.valid
-        chosen = replace(valid, paths=tuple(valid.paths[i] for i in idx), targets=valid.targets[idx],
-                         failed={}, _kept={})  # a file that is gone gets a tile that says so
-        return heat_maps(self.model, chosen, self.engine, target)
-
-    # ---- saving
-
-    def save(self,
-        name: str = "model", # in `model_dir`
-    ) -> Path: # the file
-        "Save the model, its history and, while training is unfinished, all that `resume` needs."
-        return self._save(name)
-
-    def _save(self, name: str, with_run: bool = True) -> Path:
-        path = self.model_dir/f"{name}.safetensors"
-        return save_checkpoint(path, self.model, self.data, self.history, self.run if with_run else None)
-
-    def load(self,
-        name: str = "model", # in `model_dir`
-    ) -> "Learner":
-        "Take over weights, history and unfinished training. Raises `ValueError` for another model's."
-        found = self._read(name)
-        copy_weights(self.model, found.weights)
-        self.model.weights = found.metadata["weights"]
-        self.freeze_to(found.metadata["frozen"])
-        self.history, self.run = found.history, found.run
-        return self
-
-    def _read(self, name: str) -> Checkpoint:
-        found = load_checkpoint(self.model_dir/f"{name}.safetensors")
-        check_same_model(found.metadata, self.model, self.data, name)
-        return found
-
-    # ---- pictures of training
+# %% ../nbs/20_learner.ipynb #98b862da
+class Learner(_Training):
+    "A model, its data, and methods to train, evaluate and inspect it."
+    # ---- training
 
     @forwards_to(plot_loss)
     def plot_loss(self, *args, **options): return plot_loss(self.history, *args, **options)
@@ -469,7 +484,8 @@ class Learner:
     def plot_cell(self, *args, **options): return self._plot_images(plot_cell, *args, **options)
 
     @forwards_to(show_results)
-    def show_results(self, *args, **options): return self._plot_images(show_results, *args, **options)
+    def show_results(self, *args, **options):
+        return self._plot_images(show_results, *args, **options)
 
     # ---- tables and diagrams of the validation set
 
@@ -477,13 +493,15 @@ class Learner:
     def top_losses(self, *args, **options): return top_losses(self.get_preds(), *args, **options)
 
     @forwards_to(most_confused)
-    def most_confused(self, *args, **options): return most_confused(self.get_preds(), *args, **options)
+    def most_confused(self, *args, **options):
+        return most_confused(self.get_preds(), *args, **options)
 
     @forwards_to(confusion_matrix)
     def confusion_matrix(self): return confusion_matrix(self.get_preds())
 
     @forwards_to(classification_report)
-    def report(self, *args, **options): return classification_report(self.get_preds(), *args, **options)
+    def report(self, *args, **options):
+        return classification_report(self.get_preds(), *args, **options)
 
     @forwards_to(plot_confusion_matrix)
     def plot_confusion_matrix(self, *args, **options):
@@ -507,7 +525,9 @@ class Learner:
     def summary(self): # pandas.DataFrame
         "Print the totals; return a table of the parts of the model."
         frozen = self.model.frozen
-        groups = [f"{name} {'frozen' if i < frozen else 'trained'}" for i, name in enumerate(self.group_names)]
+        groups = [f"{name} {'frozen' if i < frozen else 'trained'}"
+                  for i, name in enumerate(self.group_names)]
         print(f"{self!r}\nlayer groups: {', '.join(groups)}; "
               f"optimizer {self.trainer.optimizer}, weight decay {self.trainer.wd:g}")
         return model_summary(self.model, self.data.size)
+

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import lessonkit.learner as module
+import lessonkit.train.run as module
+from lessonkit.core.files import load_tensors
 from lessonkit.data.augment import augmentations
 from lessonkit.data.image_data import ImageData
 from lessonkit.results.metrics import error_rate
@@ -60,7 +61,7 @@ def data_of(pictures, **kw): return ImageData.from_name_re(pictures, PAT, **dict
 def make(case, pictures, folder):
     data, options, _ = CASES[case]
     learn = Learner(data_of(pictures, **data), "timm:test_efficientnet", error_rate, **dict(weights=None, precision="fp32", device="cpu", model_dir=folder, show=False) | options)
-    if case == "overflows": learn.engine = Overflows("cpu", "fp32")
+    if case == "overflows": learn.trainer.engine = Overflows("cpu", "fp32")
     def score(preds): return (.4, .2, .9, .3, .1)[rows(learn)]   # the best epoch is never the last
     learn.metrics.append(score)
     return learn
@@ -82,9 +83,11 @@ def past(learn): return [dict(f, rows=[{k: v for k, v in row.items() if k != "ti
 
 def outcome(learn):
     "All that two runs have to have in common."
-    kept = {p.name: digest(module.load_tensors(p)[0]) for p in sorted(learn.model_dir.glob("cycle_*"))}
-    plan = learn.plan and dict(best=learn.plan.best, best_epoch=learn.plan.best_epoch, waited=learn.plan.waited)
-    return dict(weights=digest(learn.model.state_dict()), best=digest(learn._best), past=past(learn), snapshots=kept, plan=plan)
+    kept = {p.name: digest(load_tensors(p)[0]) for p in sorted(learn.model_dir.glob("cycle_*"))}
+    progress = learn.run and {k: v for k, v in asdict(learn.run.progress).items() if k != "phase"}
+    best = learn.run.best_weights if learn.run else {}
+    return dict(weights=digest(learn.model.state_dict()), best=digest(best), past=past(learn),
+                snapshots=kept, progress=progress)
 
 
 # ---- dying
@@ -114,11 +117,11 @@ def arrange(learn, kind, n, delay):
         deadly.__name__ = "score"
         learn.metrics.append(deadly)
     elif kind == "between phases":
-        whole = learn._carry_out
-        learn._carry_out = lambda phase, flag: (at(learn.plan.phase), whole(phase, flag))[1]
+        whole = module.Run.train_phase
+        module.Run.train_phase = lambda run, *a: (at(run.progress.phase), whole(run, *a))[1]
     elif kind == "plan":  # at the end of all phases, before anything is done about it
-        go = learn._carry_out
-        learn._carry_out = lambda phase, flag: (go(phase, flag), die())[0]
+        go = module.Run.train_phase
+        module.Run.train_phase = lambda run, *a: (go(run, *a), die())[0]
     elif kind in ("fsync", "replace"):
         original = getattr(os, kind)
         setattr(os, kind, lambda *a: (at(next(writes)), original(*a))[1])
@@ -180,7 +183,7 @@ def train(case, pictures, folder, options, death=None, clock=False):
     if there: learn.load("run")
     (folder / "begun").write_text(str(steps(learn)))
     if not there: CASES[case][2](learn, **options)
-    elif learn.plan: learn.resume()
+    elif learn.run: learn.resume()
     return outcome(learn)
 
 
@@ -215,7 +218,9 @@ def press(case, pictures, folder, rounds, seed, twice=False):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     fit, rng, known, told = CASES[case][2], random.Random(seed), {}, []
 
-    def state(learn, optimizer): return [digest(learn.model.state_dict()), optimizer and digest(module._get_state(optimizer, learn.engine)[0])]
+    def state(learn, optimizer):
+        kept = optimizer and module.OptimizerState.of(optimizer, learn.engine).tensors
+        return [digest(learn.model.state_dict()), kept and digest(kept)]
 
     learn, original = make(case, pictures, folder), module.train_steps
     known[0] = state(learn, None)
@@ -231,9 +236,10 @@ def press(case, pictures, folder, rounds, seed, twice=False):
             with Press(first, *[first + rng.randrange(1, 2000)] * twice): fit(learn)
             error = False
         except KeyboardInterrupt: error = True
-        finished, fits = bool(learn.plan and learn.plan.finished), learn.history.fits
+        finished, fits = bool(learn.run and learn.run.finished), learn.history.fits
         lengths = [sorted({len(f.smooth), len(f.lrs), len(f.moms), len(f.losses)}) for f in fits]
-        now = state(learn, learn._under_way and learn._under_way[0])
+        running = learn.run and learn.run.running
+        now = state(learn, running and running.optimizer)
         told.append(dict(moment=first / counter.count, error=error, finished=finished, steps=[len(f.losses) for f in fits], lengths=lengths, rows=[len(f.rows) for f in fits], ends=[len(f.ends) for f in fits], state=now))
         try:
             if not finished: learn.resume()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.data.augment import Augment
 from lessonkit.data.mixing import Mix
 from lessonkit.data.image_data import ImageData, imagenet_stats, Stats

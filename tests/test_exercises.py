@@ -18,10 +18,10 @@ from lessonkit.course import exercises, lesson_1
 from lessonkit.course.exercises import check, hint, solution
 
 EXERCISES = exercises.load_exercises()
-CORRECT_COLOR, INCORRECT_COLOR = {}, {}
+RIGHT, WRONG = {}, {}
 for lesson in (test_exercises_01, test_exercises_02, test_exercises_03, test_exercises_05):
-    CORRECT_COLOR |= lesson.RIGHT
-    INCORRECT_COLOR |= lesson.WRONG
+    RIGHT |= lesson.RIGHT
+    WRONG |= lesson.WRONG
 
 MALFORMED = [
     None, "", [], object(), float("nan"), {"a": "b"}, lambda: 1, b"x", [[1, 2], [3, "x"]],
@@ -36,30 +36,30 @@ def files(monkeypatch):
 
 
 def test_each_has_its_answers():
-    assert set(CORRECT_COLOR) == set(INCORRECT_COLOR) == set(EXERCISES)
-    assert all(len(answers) >= 2 for answers in INCORRECT_COLOR.values())
+    assert set(RIGHT) == set(WRONG) == set(EXERCISES)
+    assert all(len(answers) >= 2 for answers in WRONG.values())
 
 
-@pytest.mark.parametrize("name, answer", [(n, a) for n, answers in CORRECT_COLOR.items() for a in answers])
+@pytest.mark.parametrize("name, answer", [(n, a) for n, answers in RIGHT.items() for a in answers])
 def test_right(name, answer):
     assert check(name, answer), check(name, answer)
 
 
 @pytest.mark.parametrize(
-    "name, answer, reason", [(n, *a) for n, answers in INCORRECT_COLOR.items() for a in answers])
+    "name, answer, reason", [(n, *a) for n, answers in WRONG.items() for a in answers])
 def test_wrong(name, answer, reason):
     said = check(name, answer)
     assert said.kind == "wrong"
     assert re.search(reason, said.text), said
 
 
-@pytest.mark.parametrize("name", list(CORRECT_COLOR))
+@pytest.mark.parametrize("name", list(RIGHT))
 @pytest.mark.parametrize("answer", MALFORMED, ids=lambda a: type(a).__name__)
 def test_malformed_answers_never_raise(name, answer):
     assert check(name, answer).kind == "wrong"
 
 
-@pytest.mark.parametrize("name", list(CORRECT_COLOR))
+@pytest.mark.parametrize("name", list(RIGHT))
 def test_open_hints_and_solution(name):
     assert check(name).kind == check(name, ...).kind == "open"
     assert EXERCISES[name].question in repr(check(name))
@@ -69,16 +69,16 @@ def test_open_hints_and_solution(name):
     assert solution(name).text
 
 
-@pytest.mark.parametrize("name", list(CORRECT_COLOR))
+@pytest.mark.parametrize("name", list(RIGHT))
 def test_html_is_balanced(name):
-    for feedback in (check(name), hint(name), solution(name), check(name, CORRECT_COLOR[name][0])):
+    for feedback in (check(name), hint(name), solution(name), check(name, RIGHT[name][0])):
         html = feedback._repr_html_()
         assert html.count("<div") == html.count("</div>")
         assert html.count("<span") == html.count("</span>")
         assert "`" not in html
 
 
-@pytest.mark.parametrize("name", list(CORRECT_COLOR))
+@pytest.mark.parametrize("name", list(RIGHT))
 def test_texts_are_whole(name):
     "No heading is left in a paragraph, and none begins with the indentation of the docstring."
     asked = EXERCISES[name]

@@ -11,7 +11,7 @@ from lessonkit.train.schedules import one_cycle
 FILES = [f"pug_{i}.jpg" for i in range(40)]
 SPOILED = FILES[3:13]
 
-CORRECT_COLOR = {
+RIGHT = {
     "pattern": [r"^\d+-(.+)\.\w+$", re.compile(r"-(.+)\.")],
     "cats": [
         lambda p: "cat" if p.name[0].isupper() else "dog",
@@ -34,7 +34,7 @@ CORRECT_COLOR = {
         [Path("photos", f) for f in SPOILED],
     ],
 }
-INCORRECT_COLOR = { # answer, and a word of the reason
+WRONG = { # answer, and a word of the reason
     "pattern": [
         (r"^\d+-.+\.jpg$", "no parentheses"),
         (r"(.+)\.\w+$", "number"),

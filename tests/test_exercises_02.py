@@ -16,7 +16,7 @@ def by_hand(*lines):
 FREEZE, HEAD, THAW = "learn.freeze()", "learn.fit_one_cycle(1, lr)", "learn.unfreeze()"
 ALL = "learn.fit_one_cycle(epochs, slice(lr/200, lr/2))"
 
-CORRECT_COLOR = {
+RIGHT = {
     "lr-min": [.01, "1e-2", torch.tensor(.01)],
     "group-rates": [
         [4e-6, 4e-5, 4e-4],
@@ -39,7 +39,7 @@ CORRECT_COLOR = {
         ),
     ],
 }
-INCORRECT_COLOR = { # answer, and a word of the reason
+WRONG = { # answer, and a word of the reason
     "lr-min": [(.1, "a tenth of it"), (.001, "once too often"), (1, "exploded")],
     "group-rates": [
         ([4e-6, 2.02e-4, 4e-4], "by difference"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lessonkit.data.augment import augmentations
+from lessonkit.core.task import Task
 from lessonkit.course import lesson_3
 from lessonkit.course.exercises import load_exercises
 from lessonkit.results.selections import most_incorrect, most_uncertain
@@ -37,7 +38,7 @@ def with_numpy(acts, preds):
     return np.mean([-np.log(p if y else 1 - p) for y, p in zip(acts, preds)])
 
 
-CORRECT_COLOR = {
+RIGHT = {
     "shape": [(200, 300, 3), np.zeros((200, 300, 3)).shape, torch.Size([200, 300, 3])],
     "log-prob": [.8, math.exp(-.223), np.exp(np.float32(-.223)), "0.8", 80],
     "uncertain": [[2, 7], (7, 2), {2, 7}, np.argsort(np.abs(P_DOG - .5))[:2]],
@@ -60,7 +61,7 @@ CORRECT_COLOR = {
     "matrix": [294 / 314, .936, .94, 93.6],
     "dont-know": [(.6, 1 / 6), [.6, .17], (60, 16.7)],
 }
-INCORRECT_COLOR = { # answer, and a word of the reason
+WRONG = { # answer, and a word of the reason
     "shape": [
         ((300, 200, 3), "rows first"),
         ((3, 200, 300), "colors last"),

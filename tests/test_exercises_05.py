@@ -15,7 +15,7 @@ def falling(f):
     return lambda position: 1. if position < .75 else f((position - .75) / .25)
 
 
-CORRECT_COLOR = {
+RIGHT = {
     "five-lines": [
         [3, 2, 5, 1, 4],
         [3, 4, 2, 5, 1],
@@ -44,7 +44,7 @@ CORRECT_COLOR = {
         [exp_ramp(1e-6, 1)(.5), exp_ramp(1, 1e6)(1 / 60)],
     ],
 }
-INCORRECT_COLOR = { # answer, and a word of the reason
+WRONG = { # answer, and a word of the reason
     "five-lines": [
         ([3, 2, 5, 4, 1], "never learn"),
         ([3, 2, 1, 5, 4], "batch before"),

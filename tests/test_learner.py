@@ -4,7 +4,7 @@ import os, signal, threading
 import pytest
 import torch
 
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
 from lessonkit.results.calibration import apply_temperature, fit_temperature
 from lessonkit.data.image_data import ImageData
@@ -53,7 +53,7 @@ def test_head_on_features_becomes_the_head_on_pictures(flat, monkeypatch):
         return learn
     quick = train()
     assert "once" in quick.history.fits[0].notes[0]
-    monkeypatch.setattr("lessonkit.train.features.why_not_precompute", lambda *_: "a test")
+    monkeypatch.setattr("lessonkit.train.trainer.why_not_precompute", lambda *_: "a test")
     slow = train()
     assert "a test" in slow.history.fits[0].notes[0]
     assert torch.allclose(quick.get_preds().probs, slow.get_preds().probs, atol=1e-3)
@@ -63,16 +63,16 @@ def test_head_on_features_becomes_the_head_on_pictures(flat, monkeypatch):
 def test_features_are_never_stale(flat):
     learn = learner(data_of(flat))
     learn.freeze(); learn.fit_one_cycle(1)
-    kept = learn._features[2]
+    kept = learn.trainer.features.data
     learn.fit_one_cycle(1)
-    assert learn._features[2] is kept                # nothing changed: used again
+    assert learn.trainer.features.data is kept                # nothing changed: used again
     learn.unfreeze(); learn.fit_one_cycle(1, 1e-2)
     learn.freeze(); learn.fit_one_cycle(1)
-    assert learn._features[2] is not kept            # the body changed
-    kept = learn._features[2]
-    learn.data = data_of(flat, size=40)
+    assert learn.trainer.features.data is not kept            # the body changed
+    kept = learn.trainer.features.data
+    learn.set_data(data_of(flat, size=40))
     learn.fit_one_cycle(1)
-    assert learn._features[2] is not kept            # other pictures
+    assert learn.trainer.features.data is not kept            # other pictures
     assert torch.allclose(learn.get_preds().probs, predict_set(learn.model, learn.data.valid, learn.engine, learn.data.task).probs, atol=1e-4)
 
 
@@ -82,7 +82,7 @@ def test_predictions_are_never_stale(flat):
     assert learn.get_preds() is first
     with torch.no_grad(): learn.model.head[-1].bias[0] += 5
     assert not torch.equal(learn.get_preds().probs, first.probs)
-    learn.data = data_of(flat, seed=3)
+    learn.set_data(data_of(flat, seed=3))
     assert learn.get_preds().paths == learn.data.valid.paths
 
 
@@ -114,7 +114,7 @@ def test_ctrl_c_ends_after_a_whole_step(flat, delay, capsys):
     learn.fit_one_cycle(300, 1e-3)
     timer.join()
     record = learn.history.fits[-1]
-    assert 0 < len(record.losses) < 300 * 12 and "stopped by hand" in record.notes[-1] and "stopped by hand" in capsys.readouterr().out
+    assert 0 < len(record.losses) < 300 * 12 and "progress is saved" in record.notes[-1] and "progress is saved" in capsys.readouterr().out
     assert len(record.lrs) == len(record.losses) == len(record.smooth)
     assert all(torch.isfinite(t).all() for t in weights(learn))
     learn.fit_one_cycle(1, 1e-3)                     # and it can go on
@@ -181,12 +181,12 @@ def test_test_pictures_and_new_files(flat, tmp_path):
 
 
 def test_views_of_each_picture_are_blended_and_judged(flat, capsys, monkeypatch):
-    import lessonkit.data
+    import lessonkit.data.loader
     learn = learner(data_of(flat, augment=augmentations()), show=True)
     learn.fit_one_cycle(1, 1e-2)
     opened = []
     true_open = lessonkit.data.images.open_pixels
-    monkeypatch.setattr(lessonkit.data, "open_pixels", lambda source, *a: opened.append(source) or true_open(source, *a))
+    monkeypatch.setattr(lessonkit.data.loader, "open_pixels", lambda source, *a: opened.append(source) or true_open(source, *a))
     capsys.readouterr()
     blend = learn.tta(3, beta=.4)
     assert sorted(opened) == sorted(learn.data.valid.paths)          # once for all views
@@ -194,8 +194,8 @@ def test_views_of_each_picture_are_blended_and_judged(flat, capsys, monkeypatch)
     assert len(opened) == learn.data.valid.n and not torch.equal(plain.probs, blend.probs)
     assert said == f"test-time augmentation, 3 views: {compare_errors(plain, blend)}\n"
     assert torch.equal(learn.tta(3, beta=1.).probs, plain.probs)
-    assert len(learn.tta(form="corners", what="train")) == learn.data.train.n
-    with pytest.raises(ValueError, match="got 'trian'"): learn.tta(what="trian")
+    assert len(learn.tta(form="corners", which="train")) == learn.data.train.n
+    with pytest.raises(ValueError, match="got 'trian'"): learn.tta(which="trian")
 
 
 def test_a_calibrated_model_stays_so_when_it_is_saved(flat, tmp_path):
@@ -241,7 +241,7 @@ def test_a_folder_of_new_pictures_with_a_broken_one(flat, tmp_path):
 def test_pictures_are_drawn_from_kept_predictions(flat, monkeypatch):
     learn = learner(data_of(flat))
     learn.get_preds()
-    monkeypatch.setattr("lessonkit.results.predict.predict_set", lambda *_: pytest.fail("the model was asked again"))
+    monkeypatch.setattr("lessonkit.learner.predict_set", lambda *_: pytest.fail("the model was asked again"))
     drawn = [learn.plot_correct(), learn.plot_incorrect(), learn.plot_most_correct("circle"), learn.plot_most_incorrect("circle"), learn.plot_most_uncertain(), learn.plot_top_losses(4),
              learn.plot_cell("circle", "square"), learn.show_results(4), learn.plot_confusion_matrix(), learn.plot_reliability(), learn.plot_risk_coverage(), learn.plot_correct(crop=True)]
     assert len({fig.alt for fig in drawn[:-1]}) == len(drawn) - 1 and all(fig.image()[1] for fig in drawn)

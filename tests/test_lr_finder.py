@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
 from lessonkit.data.mixing import Mix, mix_batch
 from lessonkit.data.image_data import ImageData

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lessonkit.train import features as module
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
 from lessonkit.data.image_data import ImageData, imagenet_stats
 from lessonkit.data.loader import Loader

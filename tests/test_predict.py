@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import lessonkit.data
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
 from lessonkit.data.image_data import ImageData
 from lessonkit.data.loader import Batch, Loader

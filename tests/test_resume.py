@@ -4,7 +4,7 @@ import os, random, signal
 import pytest
 
 import resuming
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.core.files import load_tensors, save_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that can be forked and killed here")
@@ -75,7 +75,7 @@ def test_killed_some_time_after_random_steps(killed, seed):
 def test_the_whole_run_is_worth_comparing(whole):
     found = whole("all at once")
     assert [len(f["losses"]) for f in found["past"]] == [12, 18] and [len(f["rows"]) for f in found["past"]] == [2, 3]
-    assert found["plan"]["waited"] > 0, "the best epoch was the last, so nothing shows that an earlier one was kept"
+    assert found["progress"]["waited"] > 0, "the best epoch was the last, so nothing shows that an earlier one was kept"
 
 
 def test_killed_in_validation_and_between_phases(killed):

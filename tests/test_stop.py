@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from resuming import data_of, make, outcome, processes
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
 from lessonkit.results.metrics import error_rate
 from lessonkit.learner import Learner
+from lessonkit.train.run import Run
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that can be forked here")
 
@@ -45,7 +46,7 @@ def test_ctrl_c_at_twenty_random_moments_leaves_whole_steps(pressed):
 
 def same_end(end, whole):
     "But for the remarks about the stop."
-    calm = lambda found: found | dict(past=[f | dict(notes=[n for n in f["notes"] if "stopped by hand" not in n]) for f in found["past"]])
+    calm = lambda found: found | dict(past=[f | dict(notes=[n for n in f["notes"] if "progress is saved" not in n]) for f in found["past"]])
     return calm(end) == calm(whole)
 
 
@@ -67,8 +68,11 @@ def test_ctrl_c_at_the_very_end_is_too_late(pictures, tmp_path, monkeypatch):
     "While the best weights are put back, nothing is left to stop, and nothing is left half done."
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     learn = make("features in memory", pictures, tmp_path)
-    put = learn.restore_best
-    monkeypatch.setattr(learn, "restore_best", lambda: (signal.raise_signal(signal.SIGINT), put()))
+    put = Run.restore_best
+    def pressed(run, *args):
+        signal.raise_signal(signal.SIGINT)
+        put(run, *args)
+    monkeypatch.setattr(Run, "restore_best", pressed)
     try: learn.fit(2, 1e-2, keep_best="score")
     finally: signal.signal(signal.SIGINT, before)
     assert "put back" in learn.history.fits[0].notes[-1]

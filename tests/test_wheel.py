@@ -81,7 +81,7 @@ def test_trains_outside_the_repository(python, tmp_path):
     out = run(python, """
         from pathlib import Path
         import torch
-        from lessonkit import sample
+        from lessonkit.data import sample
         from lessonkit.all import ImageData, Learner
         torch.set_num_threads(1)
         path = sample.tiny(Path("tiny"))

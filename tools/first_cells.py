@@ -1,6 +1,7 @@
-"""The two cells every lesson begins with: badges, and getting the kit. `python tools/first_cells.py --write` puts them in.
+"""The two cells that every lesson begins with, badges and the installation of the kit.
 
-Their text lives here and nowhere else; tools/checks.py compares. Without --write it prints both cells of the lesson named.
+`python tools/first_cells.py --write` writes them into all lessons. Without --write it prints both
+cells of a lesson. Their text is here and nowhere else; tools/checks.py compares the lessons with it.
 """
 import sys
 from configparser import ConfigParser
@@ -10,22 +11,35 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 ROOT = Path(__file__).resolve().parents[1]
-BADGES = ("[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})\n"
-          "[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={git_url}/blob/{branch}/{path})")
+COLAB = "https://colab.research.google.com"
+KAGGLE = "https://kaggle.com"
+BADGES = (
+    f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]"
+    f"({COLAB}/github/{{user}}/{{repo}}/blob/{{branch}}/{{path}})\n"
+    f"[![Open in Kaggle]({KAGGLE}/static/images/open-in-kaggle.svg)]"
+    f"({KAGGLE}/kernels/welcome?src={{git_url}}/blob/{{branch}}/{{path}})"
+)
 INSTALL = '''\
-# Colab and Kaggle come without the kit: this cell brings it. At home `make lesson` or `make lab` has.
+# Colab and Kaggle come without the kit: this cell installs it. At home, `make lesson` has done that.
 import glob, importlib.util, os, subprocess, sys
 if importlib.util.find_spec("lessonkit") is None:
-    attached = glob.glob("/kaggle/input/**/lessonkit-*.whl", recursive=True)        # a data set, where the internet is off
-    source = os.environ.get("LESSONKIT_SOURCE") or (attached or ["git+{git_url}"])[0]   # a wheel, a folder or a URL
+    # Where the internet is off, the kit may be attached to the notebook as a data set.
+    attached = glob.glob("/kaggle/input/**/lessonkit-*.whl", recursive=True)
+    source = attached[0] if attached else "git+{git_url}"
+    source = os.environ.get("LESSONKIT_SOURCE") or source   # a wheel, a folder or a URL
     if os.path.exists(source): source = "file://" + os.path.abspath(source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", f"lessonkit[solar] @ {{source}}"]
-    beside = ["--no-index", "--find-links", os.path.dirname(source)]                # wheels that lie beside the kit's own
-    if not source.endswith(".whl") or subprocess.run(pip + beside, capture_output=True).returncode: subprocess.run(pip, check=True)
+    installed = False
+    if source.endswith(".whl"):   # first without internet, from the wheels in the same folder
+        offline = ["--no-index", "--find-links", os.path.dirname(source)]
+        installed = subprocess.run(pip + offline, capture_output=True).returncode == 0
+    if not installed: subprocess.run(pip, check=True)
     importlib.invalidate_caches()
 
 import torch
-print("GPU:", torch.cuda.get_device_name()) if torch.cuda.is_available() else print("No GPU is on: that will do, only slower.")'''
+if torch.cuda.is_available(): print("GPU:", torch.cuda.get_device_name())
+else: print("No GPU found. Everything works without one, but takes longer.")'''
+BADGES_ID, INSTALL_ID = "badges", "get-the-kit"   # of the cells
 
 
 def cells(root, path):
@@ -36,43 +50,65 @@ def cells(root, path):
     return BADGES.format(**values), INSTALL.format(**values)
 
 
+def first(nb, is_wanted):
+    "The position of the first cell for which `is_wanted` is true, or None."
+    return next((i for i, cell in enumerate(nb.cells) if is_wanted(cell)), None)
+
+
+def is_badges(cell):
+    return cell.cell_type == "markdown" and cell.source.startswith("[![Open in Colab]")
+
+
 def find(nb):
-    "Where in the notebook the two cells are, or None: a markdown cell that begins with the badge, the first code cell."
-    badge = next((i for i, c in enumerate(nb.cells) if c.cell_type == "markdown" and c.source.startswith("[![Open in Colab]")), None)
-    code = next((i for i, c in enumerate(nb.cells) if c.cell_type == "code"), None)
-    return badge, code
+    "The positions of the badges and of the first code cell, each of them or None."
+    return first(nb, is_badges), first(nb, lambda cell: cell.cell_type == "code")
 
 
-def lessons(root): return sorted((root / "nbs/lessons").glob("[0-9]*.ipynb"))
+def lessons(root):
+    return sorted((root / "nbs/lessons").glob("[0-9]*.ipynb"))
 
 
 def problems(root=ROOT):
-    "Each lesson's badges and first code cell are the template's; the front page has lesson 1's badges."
+    "Lessons whose first cells are not the template's; a front page without lesson 1's badges."
     found = []
     for path in lessons(root):
-        name, nb = path.relative_to(root).as_posix(), nbformat.read(path, 4)
-        badge, code = find(nb)
-        for i, text, what in zip((badge, code), cells(root, name), ("badges", "first code cell")):
-            if i is None or nb.cells[i].source != text: found.append(f"{name}: its {what} differ from the template: python tools/first_cells.py --write")
-        index = nbformat.read(root / "nbs/index.ipynb", 4)
-        if path.name.startswith("01") and not any(cells(root, name)[0] in c.source for c in index.cells): found.append(f"nbs/index.ipynb: lacks {name}'s badges")
+        name = path.relative_to(root).as_posix()
+        nb = nbformat.read(path, 4)
+        for i, text, part in zip(find(nb), cells(root, name), ("badges", "first code cell")):
+            if i is None or nb.cells[i].source != text:
+                found.append(f"{name}: its {part} differ from the template: "
+                             "python tools/first_cells.py --write")
+        if path.name.startswith("01"):
+            index = nbformat.read(root / "nbs/index.ipynb", 4)
+            badges = cells(root, name)[0]
+            if not any(badges in cell.source for cell in index.cells):
+                found.append(f"nbs/index.ipynb: lacks {name}'s badges")
     return found
 
 
 def write(path, root=ROOT):
-    "Put both cells into the notebook at `path`, over their old text where they are, else after the title."
-    nb, (badges, install) = nbformat.read(path, 4), cells(root, path.relative_to(root).as_posix())
+    "Replace both cells in the notebook at `path`; insert those it lacks after the title."
+    nb = nbformat.read(path, 4)
+    badges, install = cells(root, path.relative_to(root).as_posix())
     before = nbformat.writes(nb)
-    badge, code = find(nb)
-    if badge is None: nb.cells.insert(1, new_markdown_cell(badges, id="badges"))
-    else: nb.cells[badge].source = badges
-    badge, code = find(nb)
-    if code is not None and nb.cells[code].source.startswith(INSTALL.split("\n")[0]): nb.cells[code].source = install
-    else: nb.cells.insert(badge + 1, new_code_cell(install, id="get-the-kit"))
-    if nbformat.writes(nb) != before: path.write_text(nbformat.writes(nb) + "\n")
+    i = first(nb, is_badges)
+    if i is None:
+        i = 1
+        nb.cells.insert(i, new_markdown_cell(badges, id=BADGES_ID))
+    else:
+        nb.cells[i].source = badges
+    k = first(nb, lambda cell: cell.get("id") == INSTALL_ID)
+    if k is None:
+        nb.cells.insert(i + 1, new_code_cell(install, id=INSTALL_ID))
+    else:
+        nb.cells[k].source = install
+    after = nbformat.writes(nb)
+    if after != before: path.write_text(after + "\n")
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
         for path in lessons(ROOT): write(path)
-    else: print("\n\n".join(cells(ROOT, f"nbs/lessons/{sys.argv[1] if len(sys.argv) > 1 else '01_pets.ipynb'}")))
+    else:
+        name = sys.argv[1] if len(sys.argv) > 1 else "01_pets.ipynb"
+        print("\n\n".join(cells(ROOT, f"nbs/lessons/{name}")))

@@ -89,9 +89,9 @@ def save_tensors(
         remove_leftovers(path)
         return write_atomic(path, content)
     except OSError as e:
-        raise OSError(e.errno, f"could not save to {str(path)!r} ({e.strerror}); what was there before "
-                      "is untouched. Give Learner another model_dir=, a folder that can be written to "
-                      "and has room") from e
+        raise OSError(e.errno, f"could not save to {str(path)!r} ({e.strerror}); what was there "
+                               "before is untouched. Give Learner another model_dir=, a folder "
+                               "that can be written to and has room") from e
 
 def load_tensors(
     path: Path, # of a file that `save_tensors` wrote
@@ -107,13 +107,13 @@ def load_tensors(
             tensors = {name: f.get_tensor(name) for name in f.keys()}
             metadata = json.loads((f.metadata() or {}).get("lessonkit", "null"))
     except SafetensorError as e:
-        raise ValueError(f"{path.name!r} is not a whole safetensors file ({e}): delete it, and load "
-                         "an earlier one or train again") from e
+        raise ValueError(f"{path.name!r} is not a whole safetensors file ({e}): delete it, "
+                         "and load an earlier one or train again") from e
     if metadata is None:
         raise ValueError(f"{path.name!r} was not saved by lessonkit: it has no metadata of the kit")
     if metadata["format"] > FORMAT:
-        raise ValueError(f"{path.name!r} was saved by a newer lessonkit (format {metadata['format']}, "
-                         f"this one knows {FORMAT}): update the kit")
+        raise ValueError(f"{path.name!r} was saved by a newer lessonkit (format "
+                         f"{metadata['format']}, this one knows {FORMAT}): update the kit")
     return tensors, metadata
 
 # %% ../../nbs/core/01_files.ipynb #a3667fde
@@ -127,7 +127,7 @@ def cache_dir() -> Path: # it exists, and can be written to
         with tempfile.TemporaryFile(dir=path): pass
     except OSError as e:
         raise PermissionError(f"cannot write to the cache folder {path} ({e.strerror}): set the "
-                              "environment variable LESSONKIT_CACHE to a folder you can write to") from e
+                              "variable LESSONKIT_CACHE to a folder you can write to") from e
     return path
 
 # %% ../../nbs/core/01_files.ipynb #93beeee8

@@ -39,7 +39,7 @@ def seeded_torch(
 # %% ../../nbs/core/02_rng.ipynb #c3f3db40
 def seed_everything(
     seed: int = 42, # any whole number
-    deterministic: bool = False, # refuse torch operations whose results vary from run to run (slower)
+    deterministic: bool = False, # refuse operations whose results vary from run to run (slower)
 ):
     "Seed the generators of Python, NumPy and torch."
     random.seed(seed)

@@ -119,7 +119,7 @@ def assert_raises(
     error: type[BaseException] | tuple[type[BaseException], ...], # kind of error, or kinds
     text: str = "", # regular expression to be found in its message; "" for any
 ) -> Iterator[Caught]:
-    "Inside, an error of this kind with this text is expected; an `AssertionError` if it fails to come."
+    "Inside, an error of this kind and text is expected; an `AssertionError` if it fails to come."
     caught = Caught()
     try: yield caught
     except error as e:

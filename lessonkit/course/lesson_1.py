@@ -94,7 +94,7 @@ def check_cats(answer):
 
         def cat_or_dog(path): return 'cat' if path.name[0].isupper() else 'dog'
 
-    Use it with `ImageData.from_name_func(path, None, cat_or_dog)`. Twelve breeds or two kinds: the
+    Use it with `ImageData.from_name_func(path, cat_or_dog)`. Twelve breeds or two kinds: the
     pictures are the same, and the labels decide what is learned.
 
     Right: It works for cats and dogs in folders with all kinds of names.
@@ -297,8 +297,8 @@ def check_interval(answer):
 
     Hint: `wilson_interval(k, n)` takes how many were counted, and out of how many.
 
-    Solution: `wilson_interval(24, 240)` says 10.0% (6.8% to 14.4%). With 240 pictures you can't tell apart
-    a model that is wrong on 8% and one that is wrong on 12%. More epochs don't help; more
+    Solution: `wilson_interval(24, 240)` says 10.0% (6.8% to 14.4%). With 240 pictures you can't tell
+    apart     a model that is wrong on 8% and one that is wrong on 12%. More epochs don't help; more
     validation images do.
 
     Right: With 240 pictures you can't tell apart two models whose error rates both lie in there.

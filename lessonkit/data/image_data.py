@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ def resolve_presize(
     check_counts(size=size)
     presize = presize or round(size * 1.25)
     if presize < size:
-        raise ValueError(f"presize ({presize}) is smaller than size ({size}): images would be enlarged")
+        raise ValueError(f"presize ({presize}) is smaller than size ({size}): "
+                         "images would be enlarged")
     return presize
 
 # %% ../../nbs/data/05_image_data.ipynb #56d309fd
@@ -70,12 +71,13 @@ def check_pairs(
 ):
     "Raise an error unless there are files, all of them exist, and each has a label."
     if len(files) != len(labels):
-        raise ValueError(f"{len(files)} files but {len(labels)} labels: they go together one by one")
+        raise ValueError(f"{len(files)} files but {len(labels)} labels: "
+                         "they go together one by one")
     if not files:
         raise ValueError(f"no images found in {folder!r}: check the path and the file names")
     if missing := [f for f in files if not f.is_file()]:
-        raise FileNotFoundError(f"{len(missing)} of {len(files)} files do not exist: {some_of(missing)}. "
-                                "Check the folder and the ending of the names.")
+        raise FileNotFoundError(f"{len(missing)} of {len(files)} files do not exist: "
+                                f"{some_of(missing)}. Check the folder and the names.")
 
 # %% ../../nbs/data/05_image_data.ipynb #4f48f0d5
 def check_valid_idx(
@@ -153,10 +155,12 @@ def _check_classes(task: Task, train: Counter, valid: Counter):
                          f"learned about them: {found}. Move some of their images to training, "
                          "use split='stratified', or take those images out.")
     if unknown := sorted(set(train) - set(task.classes)):
-        raise ValueError(f"labels that are not among the classes given: {some_of(map(repr, unknown))}")
+        raise ValueError("labels that are not among the classes given: "
+                         f"{some_of(map(repr, unknown))}")
     if task.kind == "single" and len(task.classes) < 2:
-        raise ValueError(f"all images have the same label, {task.classes[0]!r}: a classifier needs at "
-                         "least two. Check what the labels are read from (folder, column or pattern).")
+        raise ValueError(f"all images have the same label, {task.classes[0]!r}: a classifier needs "
+                         "at least two. Check what the labels are read from (folder, column or "
+                         "pattern).")
 
 def make_targets(
     task: Task, # whose labels they are
@@ -175,10 +179,11 @@ def check_training_size(
 ):
     "Raise a `ValueError` for fewer than 2 training images; warn if they don't fill a batch."
     if n < 2:
-        raise ValueError(f"{n} training image(s): at least 2 are needed, and many more to learn anything")
+        raise ValueError(f"{n} training image(s): at least 2 are needed, "
+                         "and many more to learn anything")
     if n < bs:
-        warnings.warn(f"{n} training images are fewer than a batch of {bs}: each epoch is one step. "
-                      "A smaller bs gives more steps.", stacklevel=4)
+        warnings.warn(f"{n} training images are fewer than a batch of {bs}: each epoch is one "
+                      "step. A smaller bs gives more steps.", stacklevel=4)
 
 # %% ../../nbs/data/05_image_data.ipynb #4fca8940
 def labels_from_pattern(
@@ -192,7 +197,8 @@ def labels_from_pattern(
                          r"that is the label, as in r'^(.+)_\d+\.jpg$'")
     matches = [regex.search(f.as_posix() if "/" in pat else f.name) for f in files]
     if missed := [f.name for f, m in zip(files, matches) if not m]:
-        raise ValueError(f"the pattern {pat!r} matches {len(files) - len(missed)} of {len(files)} names. "
+        matched = len(files) - len(missed)
+        raise ValueError(f"the pattern {pat!r} matches {matched} of {len(files)} names. "
                          f"Not matched: {some_of(missed)}. "
                          "Change the pattern, or leave those files out of the list.")
     return [m.group(1) for m in matches]
@@ -206,10 +212,11 @@ def find_train_and_valid(
 ) -> tuple[list[Path], list[Path]]: # training files, validation files
     "The images of two folders. Raises `FileNotFoundError` or `ValueError` where there are none."
     if not (path/train).is_dir() or not (path/valid).is_dir():
-        here = [p.name for p in sorted(path.iterdir()) if p.is_dir()] if path.is_dir() else image_files(path)
+        if not path.is_dir(): image_files(path)  # which says what is there instead
+        here = [p.name for p in sorted(path.iterdir()) if p.is_dir()]
         raise FileNotFoundError(f"{path.name!r} has no folders {train!r} and {valid!r} "
-                                f"(it has {some_of(here) or 'none'}). Name them with train= and valid=, "
-                                "or give valid_pct=0.2 to split all images at random.")
+                                f"(it has {some_of(here) or 'none'}). Name them with train= and "
+                                "valid=, or give valid_pct=0.2 to split all images at random.")
     parts = image_files(path/train, channels=channels), image_files(path/valid, channels=channels)
     for name, files in zip((train, valid), parts):
         if not files:
@@ -281,10 +288,10 @@ class DataOptions(TypedDict, total=False):
     cache: str | None
     check: str | None
 
-# %% ../../nbs/data/05_image_data.ipynb #1d0d4608
+# %% ../../nbs/data/05_image_data.ipynb #5680b775
 @dataclass(frozen=True, eq=False)
-class ImageData:
-    "Labeled images, split and in batches: what a `Learner` is trained on. Made by a `from_...` factory."
+class _Sets:
+    "Labeled images, split and in batches: what there is of them."
     train: Loader # shuffled, augmented
     train_eval: Loader # the training images in order, fixed center crop
     valid: Loader # in order, fixed center crop
@@ -349,25 +356,29 @@ class ImageData:
 
     def normalize(self,
         stats: Stats = imagenet_stats, # of each channel
-    ) -> "ImageData":
+    ) -> Self:
         "The same data, standardized with `stats` instead of those that the model brings."
         return replace(self, stats=stats)
 
     def resized(self,
         size: int, # side in pixels of what the model sees
         presize: int | None = None, # side of the squeezed image; None: 1.25 * size
-    ) -> "ImageData":
-        "The same images, split, labels and settings at another size. Raises `ValueError` for features."
+    ) -> Self:
+        "The same images, split and settings at another size. Raises `ValueError` for features."
         if getattr(self.train, "features", None) is not None:
             raise ValueError(f"this data holds features of images of {self.size} px: "
                              "resize the data that they were computed from")
         presize = resolve_presize(size, presize)
         def other(loader):
             if loader is None: return None
-            return replace(loader, size=size, presize=presize, _kept={})  # what is kept has the old size
+            # what is kept has the old size
+            return replace(loader, size=size, presize=presize, _kept={})
         return replace(self, train=other(self.train), train_eval=other(self.train_eval),
                        valid=other(self.valid), test=other(self.test))
 
+# %% ../../nbs/data/05_image_data.ipynb #0b9aef21
+class _Built(_Sets):
+    "Made from lists of files and labels."
     @classmethod
     def build(cls,
         path: str | Path, # the folder that it came from
@@ -387,17 +398,18 @@ class ImageData:
         augment: Augment | None = None, # how training images vary; None: not at all
         fit: str = "crop", # how an oblong becomes a square: "crop", "squish" or "pad"
         sampling: str = "even", # of training images: "even" or "balanced" (classes equally likely)
-        channels: int = 3, # 1 for gray, 4 for RGBA; others from .npy files (height, width, channels)
+        channels: int = 3, # 1 for gray, 4 for RGBA; others from .npy files (h,w,channels)
         stats: Stats | None = None, # None: the model's own
         threads: int | None = None, # that open images; None: one for each core, 8 at most
         cache: str | None = None, # "memory" keeps decoded images: worth it with a GPU
-        check: str | None = "quick", # look for unreadable files: "quick", "full" (decodes all) or None
-    ) -> "ImageData":
+        check: str | None = "quick", # for unreadable files: "quick", "full" (decodes all) or None
+    ) -> Self:
         "From lists of files and labels: what all factories come down to. Raises `ValueError`."
         path, files, labels = Path(path), [Path(f) for f in files], list(labels)
         check_pairs(files, labels, path.name)
         check_choices(fit=(fit, ("crop", "squish", "pad")), cache=(cache, (None, "memory")),
-                      check=(check, (None, "quick", "full")), sampling=(sampling, ("even", "balanced")))
+                      check=(check, (None, "quick", "full")),
+                      sampling=(sampling, ("even", "balanced")))
         presize = resolve_presize(size, presize)
         check_counts(bs=bs, channels=channels)
         if valid_idx is None: valid_idx = split_indices(labels, valid_pct, split, seed, groups)
@@ -411,13 +423,15 @@ class ImageData:
         labels = [v for v, k in zip(labels, keep) if k]
 
         task = choose_task(labels, valid_idx, classes)
-        if sampling == "balanced": task.require("balanced sampling (all classes equally likely) is", "single")
+        if sampling == "balanced":
+            task.require("balanced sampling (all classes equally likely) is", "single")
         targets = make_targets(task, labels)
         is_valid = np.isin(np.arange(len(files)), valid_idx)
         check_training_size(int((~is_valid).sum()), bs)
 
         threads = threads or min(8, os.cpu_count() or 1)
-        common = dict(size=size, presize=presize, bs=bs, fit=fit, threads=threads, cache=cache, channels=channels)
+        common = dict(size=size, presize=presize, bs=bs, fit=fit, threads=threads, cache=cache,
+                      channels=channels)
         def loader(chosen, **settings):
             paths = tuple(f for f, c in zip(files, chosen) if c)
             return Loader(paths, targets[torch.from_numpy(chosen)], **common, **settings)
@@ -426,44 +440,47 @@ class ImageData:
                    test=_test_loader(path, test, common), task=task, path=path, stats=stats,
                    unreadable=unreadable)
 
+# %% ../../nbs/data/05_image_data.ipynb #490fff5e
+class _FromNames(_Built):
+    "Made from lists, names or folders."
     @classmethod
-    @takes_options_of(build)
+    @takes_options_of(_Built.build)
     def from_lists(cls,
         path: str | Path, # the folder
         fnames: Sequence, # names relative to `path`, or paths
         labels: Sequence, # one for each file: a name, a list of names, a float or floats
         **options: Unpack[DataOptions],
-    ) -> "ImageData":
+    ) -> Self:
         "From a list of files and a list of their labels, one by one."
         files = [Path(f) if Path(f).is_file() else Path(path)/f for f in fnames]
         return cls.build(path, files, labels, **options)
 
     @classmethod
-    @takes_options_of(build)
+    @takes_options_of(_Built.build)
     def from_name_func(cls,
         path: str | Path, # the folder
         label_func: Callable[[Path], Any], # given the `Path` of an image, returns its label
         fnames: Sequence | None = None, # names or paths of the files; None: all images in `path`
         **options: Unpack[DataOptions],
-    ) -> "ImageData":
-        "The label is what `label_func` makes of the file's path: `.name`, `.parent.name` and so on."
+    ) -> Self:
+        "The label is what `label_func` makes of the file's path (its `.name`, its `.parent.name`)."
         files = _listed_files(path, fnames, options)
         return cls.from_lists(path, files, [label_func(f) for f in files], **options)
 
     @classmethod
-    @takes_options_of(build)
+    @takes_options_of(_Built.build)
     def from_name_re(cls,
         path: str | Path, # the folder
         pat: str, # regular expression whose first group is the label
         fnames: Sequence | None = None, # names or paths of the files; None: all images in `path`
         **options: Unpack[DataOptions],
-    ) -> "ImageData":
-        "The label is the first group of `pat` in the file's name, or in its path if `pat` has a slash."
+    ) -> Self:
+        "The label is the first group of `pat` in the name, or in the path if `pat` has a slash."
         files = _listed_files(path, fnames, options)
         return cls.from_lists(path, files, labels_from_pattern(pat, files), **options)
 
     @classmethod
-    @takes_options_of(build)
+    @takes_options_of(_Built.build)
     def from_folder(cls,
         path: str | Path, # the folder
         train: str = "train", # folder in `path` with a folder for each class
@@ -471,7 +488,7 @@ class ImageData:
         valid_pct: float | None = None, # a share instead: all images but `test` are split at random
         test: str | None = None, # folder in `path` with unlabeled images
         **options: Unpack[DataOptions],
-    ) -> "ImageData":
+    ) -> Self:
         "The label is the name of the folder that an image lies in."
         path, channels = Path(path), options.get("channels", 3)
         if valid_pct is not None:
@@ -484,20 +501,23 @@ class ImageData:
             options["valid_idx"] = range(len(train_files), len(files))
         return cls.build(path, files, [f.parent.name for f in files], test=test, **options)
 
+# %% ../../nbs/data/05_image_data.ipynb #ea79941c
+class ImageData(_FromNames):
+    "Labeled images, split and in batches, made by one of the `from_...` factories."
     @classmethod
-    @takes_options_of(build)
+    @takes_options_of(_Built.build)
     def from_df(cls,
         path: str | Path, # the folder
         df, # pandas.DataFrame, a row for each image
         folder: str = "", # in `path`, where the images are
         label_delim: str | None = None, # splits one column into several labels
         fn_col: int | str = 0, # column of the file names
-        label_col: int | str | list = 1, # column(s) of the label; several columns are several numbers
+        label_col: int | str | list = 1, # column of the label; several are numbers
         suffix: str = "", # appended to the names, such as ".jpg"
         valid_col: int | str | None = None, # column that is true for validation images
-        group_col: int | str | None = None, # column of what the split must not divide: animal, patient
+        group_col: int | str | None = None, # column of what the split must not divide
         **options: Unpack[DataOptions],
-    ) -> "ImageData":
+    ) -> Self:
         "Names and labels from a table: text is a class, floats are numbers to predict."
         labels = labels_from_table(df, label_col, label_delim)
         if valid_col is not None:
@@ -507,7 +527,7 @@ class ImageData:
         return cls.build(path, files, labels, **options)
 
     @classmethod
-    @takes_options_of(build)
+    @takes_options_of(_Built.build)
     def from_csv(cls,
         path: str | Path, # the folder
         csv_labels: str | Path = "labels.csv", # file in `path`
@@ -516,12 +536,12 @@ class ImageData:
         delimiter: str = ",", # between columns
         header: int | None = 0, # the row of the column names, None if there is none
         fn_col: int | str = 0, # column of the file names
-        label_col: int | str | list = 1, # column(s) of the label; several columns are several numbers
+        label_col: int | str | list = 1, # column of the label; several are numbers
         suffix: str = "", # appended to the names, such as ".jpg"
         valid_col: int | str | None = None, # column that is true for validation images
-        group_col: int | str | None = None, # column of what the split must not divide: animal, patient
+        group_col: int | str | None = None, # column of what the split must not divide
         **options: Unpack[DataOptions],
-    ) -> "ImageData":
+    ) -> Self:
         "As `from_df`, from a file."
         import pandas as pd
         file = Path(path)/csv_labels

@@ -16,7 +16,8 @@ def _stratified_split(labels: Sequence, size: int, seed: int) -> np.ndarray:
     from sklearn.model_selection import train_test_split
     names = [str(v) for v in labels]
     try:
-        _, valid = train_test_split(np.arange(len(names)), test_size=size, random_state=seed, stratify=names)
+        _, valid = train_test_split(np.arange(len(names)), test_size=size, random_state=seed,
+                                    stratify=names)
     except ValueError as e:
         rare = [name for name, count in Counter(names).items() if count < 2]
         too_rare = f" Too rare: {rare[:5]}." if rare else ""
@@ -66,7 +67,8 @@ def split_indices(
     "Choose validation images at random: the same ones for the same seed. Raises `ValueError`."
     n = len(labels)
     if not 0 < valid_pct < 1:
-        raise ValueError(f"valid_pct is a share between 0 and 1, such as 0.2 for a fifth; got {valid_pct}")
+        raise ValueError("valid_pct is a share between 0 and 1, such as 0.2 for a fifth; "
+                         f"got {valid_pct}")
     size = int(valid_pct * n)
     if not 0 < size < n:
         raise ValueError(f"{valid_pct:g} of {n} images leaves {size} for validation: "

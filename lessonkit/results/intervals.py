@@ -90,10 +90,10 @@ def mcnemar_p(
 def require_same_items(
     before: Preds, # single-label predictions with targets
     after: Preds, # another model's
-    who: str, # the function that asks, for the message
+    caller: str, # the function that asks, for the message
 ):
     "Raise a `ValueError` that names the first difference if these predict different items."
-    error = f"{who} needs predictions of the same items in the same order, but "
+    error = f"{caller} needs predictions of the same items in the same order, but "
     if before.classes != after.classes:
         raise ValueError(f"{error}the classes differ: {before.classes[:5]} and {after.classes[:5]}")
     if len(before) != len(after):
@@ -116,7 +116,8 @@ class Comparison:
 
     def __str__(self):
         p = f"p = {self.p:.2g}" if self.p >= 1e-4 else "p < 0.0001"
-        return f"before {self.before}, after {self.after}: {self.gained} gained, {self.lost} lost, {p}"
+        changes = f"{self.gained} gained, {self.lost} lost, {p}"
+        return f"before {self.before}, after {self.after}: {changes}"
 
     __repr__ = __str__
 
@@ -125,7 +126,7 @@ def compare_errors(
     after: Preds, # another model's, or TTA's, of the same items in the same order
     level: float = .95, # of the two intervals, between 0 and 1
 ) -> Comparison:
-    "Both error rates, and McNemar's exact test. Raises `ValueError` if they are of different items."
+    "Both error rates, and McNemar's exact test. Raises `ValueError` if the items differ."
     for preds in (before, after): require_preds(preds, "compare_errors", "single")
     require_same_items(before, after, "compare_errors")
     was, now = is_correct(before), is_correct(after)

@@ -60,7 +60,7 @@ def classification_arrays(
     true = (preds.targets > .5).numpy(force=True)
     predicted = (preds.probs > thresh).numpy(force=True)
     if c > 1: return true, predicted, range(c)
-    return true[:, 0], predicted[:, 0], [True]  # one column would be read as two classes, no and yes
+    return true[:, 0], predicted[:, 0], [True]  # else one column means two classes
 
 # %% ../../nbs/results/03_metrics.ipynb #a0000008
 def fbeta(
@@ -72,7 +72,7 @@ def fbeta(
     "F-beta by scikit-learn; a class that neither occurs nor is predicted counts as 0."
     require_preds(preds, "fbeta", "single", "multi")
     if preds.kind == "single" and average == "samples":
-        raise ValueError("average='samples' is for several labels per image: use 'macro' or 'micro'")
+        raise ValueError("average='samples' needs several labels per image: use 'macro' or 'micro'")
     from sklearn.metrics import fbeta_score
     true, predicted, labels = classification_arrays(preds, thresh)
     score = fbeta_score(true, predicted, beta=beta, average=average, labels=labels, zero_division=0)

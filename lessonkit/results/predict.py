@@ -55,8 +55,8 @@ def named_loader(
     if which not in loaders:
         raise ValueError(f"which is 'valid', 'train', 'test' or a list of images; got {which!r}")
     if loaders[which] is None:
-        raise ValueError("this data has no test images: name their folder with test= when you make it, "
-                         "or pass a list of files")
+        raise ValueError("this data has no test images: name their folder with test= when you "
+                         "make it, or pass a list of files")
     return loaders[which]
 
 # %% ../../nbs/results/01_predict.ipynb #197f4679

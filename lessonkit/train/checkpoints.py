@@ -6,7 +6,7 @@
 __all__ = ['run_tensors', 'run_metadata', 'read_run', 'Checkpoint', 'save_checkpoint', 'load_checkpoint', 'check_same_model',
            'snapshot_names']
 
-# %% ../../nbs/train/10_checkpoints.ipynb #1372e590
+# %% ../../nbs/train/10_checkpoints.ipynb #1e2c2139
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,19 +21,21 @@ from .history import History
 from .plans import Plan, Progress
 from .run import OptimizerState, Run
 
-# %% ../../nbs/train/10_checkpoints.ipynb #b0eb73e2
+# %% ../../nbs/train/10_checkpoints.ipynb #2d1220bd
 def run_tensors(
     run: Run, # unfinished
 ) -> dict[str, Tensor]:
     "The tensors of a run, by the names that they are saved under."
-    state = run.state.tensors if run.state else {}
-    return {f"best.{name}": v for name, v in run.best_weights.items()} | state
+    state = run.state
+    best = {f"best.{name}": v for name, v in run.best_weights.items()}
+    return best | (state.tensors if state else {})
 
 def run_metadata(
     run: Run, # unfinished
 ) -> dict: # plain values
     "Everything else about a run."
-    state = run.state and dict(numbers=run.state.numbers, groups=run.state.groups, scaler=run.state.scaler)
+    state = run.state
+    if state: state = dict(numbers=state.numbers, groups=state.groups, scaler=state.scaler)
     return dict(plan=asdict(run.plan), progress=asdict(run.progress), conditions=run.conditions,
                 broken=run.broken, state=state)
 
@@ -42,15 +44,14 @@ def read_run(
     tensors: dict[str, Tensor], # of the whole file
 ) -> Run:
     "The run that was saved."
-    best = {name.removeprefix("best."): v for name, v in tensors.items() if name.startswith("best.")}
+    def starting(prefix): return {k: v for k, v in tensors.items() if k.startswith(prefix)}
+    best = {name.removeprefix("best."): v for name, v in starting("best.").items()}
     state = metadata["state"]
-    if state:
-        own = {name: v for name, v in tensors.items() if name.startswith("optimizer.")}
-        state = OptimizerState(own, **state)
+    if state: state = OptimizerState(starting("optimizer."), **state)
     return Run(Plan(**metadata["plan"]), metadata["conditions"], Progress(**metadata["progress"]),
                best, state, metadata["broken"])
 
-# %% ../../nbs/train/10_checkpoints.ipynb #c9cbd707
+# %% ../../nbs/train/10_checkpoints.ipynb #ab7ec6c5
 @dataclass
 class Checkpoint:
     "What a saved model was, apart from the task."
@@ -66,7 +67,7 @@ def save_checkpoint(
     history: History, # of all fits
     run: Run | None = None, # only an unfinished one is saved
 ) -> Path: # the file
-    "Save a model with its history, and its run if that is unfinished. Raises `OSError` with advice."
+    "Save a model with its history, and an unfinished run. Raises `OSError` with advice."
     unfinished = run if run and not run.finished else None
     metadata = dict(
         format=FORMAT, arch=model.arch, weights=model.weights, frozen=model.frozen,
@@ -99,10 +100,10 @@ def check_same_model(
              ("channels", metadata["channels"], data.channels)]
     for what, saved, mine in pairs:
         if saved != mine:
-            raise ValueError(f"the model saved as {name!r} has {what} {saved!r}, this learner {mine!r}: "
-                             "create a Learner like the one that was saved")
+            raise ValueError(f"the model saved as {name!r} has {what} {saved!r}, this learner "
+                             f"{mine!r}: create a Learner like the one that was saved")
 
-# %% ../../nbs/train/10_checkpoints.ipynb #44d60b86
+# %% ../../nbs/train/10_checkpoints.ipynb #c4cd1b79
 def snapshot_names(
     folder: Path, # where models are saved
     name: str, # of the snapshots
@@ -110,6 +111,6 @@ def snapshot_names(
     "The names of numbered snapshots. Raises `FileNotFoundError` if there are none."
     numbers = [p.stem.removeprefix(f"{name}_") for p in folder.glob(f"{name}_*.safetensors")]
     if not any(map(str.isdigit, numbers)):
-        raise FileNotFoundError(f"there are no snapshots {name}_1, {name}_2, ... in {str(folder)!r}: "
-                                f"fit with snapshots={name!r}")
+        raise FileNotFoundError(f"there are no snapshots {name}_1, {name}_2, ... in "
+                                f"{str(folder)!r}: fit with snapshots={name!r}")
     return [f"{name}_{number}" for number in sorted(filter(str.isdigit, numbers), key=int)]

@@ -36,7 +36,8 @@ class Plan:
             if value is not None and not value >= least:
                 raise ValueError(f"{name} is at least {least}; got {value}")
         if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is the length of the longest gradient, above 0; got {self.clip}")
+            raise ValueError("clip is the length of the longest gradient, above 0; "
+                             f"got {self.clip}")
 
     @property
     def column(self) -> str:
@@ -47,7 +48,7 @@ class Plan:
         phase: int, # number of the phase, from 0
         epochs: int, # of it that are done
     ) -> str | None: # None in the middle of a cycle, or without snapshots
-        "The name for the weights at the end of a cycle: cycles are numbered from 1 over all phases."
+        "The name for the weights at the end of a cycle; cycles count from 1 over all phases."
         ends = self.phases[phase].cycles or (self.phases[phase].epochs,)
         if not self.snapshots or epochs not in ends: return None
         earlier = sum(len(p.cycles or (1,)) for p in self.phases[:phase])

@@ -17,17 +17,19 @@ from torch import Tensor
 
 from .. import __version__
 from ..core.files import fingerprint
+from ..core.task import balanced_weights
 from ..data.image_data import ImageData
 from ..data.mixing import Mix, mix_batch
 from ..model.classifier import Classifier
-from .engine import balanced_weights, Engine
+from .engine import Engine
 from .features import feature_dir, precompute, tensor_versions, why_not_precompute
 from .history import FitRecord
 from .loop import make_optimizer
 from .progress import ProgressTable
 
 # %% ../../nbs/train/08_trainer.ipynb #064b39a8
-_NOT_SEEN = {"paths", "targets", "threads", "cache", "_kept"}  # of a loader; files count by name and size
+# of a loader; files count by name and size
+_NOT_SEEN = {"paths", "targets", "threads", "cache", "_kept"}
 
 def data_fingerprint(
     data: ImageData, # whose training and validation images count
@@ -145,8 +147,9 @@ class Trainer:
         dropout = [m.p for m in self.model.head if isinstance(m, torch.nn.Dropout)]
         return dict(
             data=data_fingerprint(self.data)[:12], seed=self.seed, optimizer=kind, wd=self.wd,
-            mix=asdict(self.mix), class_weights=weights, train_bn=self.model.train_bn, dropout=dropout,
-            precision=self.engine.precision, auto=self.engine.auto, compile=self.engine.compile,
+            mix=asdict(self.mix), class_weights=weights, train_bn=self.model.train_bn,
+            dropout=dropout, precision=self.engine.precision, auto=self.engine.auto,
+            compile=self.engine.compile,
             device=self.engine.device.type, threads=torch.get_num_threads(),
             processor=torch.backends.cpu.get_cpu_capability(),
             lessonkit=__version__, torch=torch.__version__, python=platform.python_version())

@@ -107,7 +107,7 @@ def profile(learn, work):
             yield from super().batches(*key, **kw)
             spent["validation"] += now() - validating.pop()
     learn.data = replace(data, train=as_a(Waited, data.train), valid=as_a(Judged, data.valid))
-    for (owner, name), f in kept.items(): setattr(owner, name, stamp("batch_stage" if name == "to_inputs" else name, f))
+    for (owner, name), f in kept.items(): setattr(owner, name, stamp("transform_images" if name == "to_inputs" else name, f))
     try: total = seconds(work, learn)
     finally:
         learn.data = data
