@@ -16,8 +16,14 @@ lessons: .venv/.lab ## run all lessons, whole; each page is stamped with commit 
 lab: .venv/.lab ## open JupyterLab at the lessons
 	$(PY) -m jupyter lab nbs/lessons
 
-test: .venv/.dev ## every test, against the wheel (make test ARGS="tests/test_project.py -x" for a part)
-	@$(PY) tools/run_tests.py $(ARGS)
+quick: .venv/.dev ## before each commit: properties, checks, changed notebooks (4 minutes)
+	@$(PY) tools/run_tests.py quick $(ARGS)
+
+test: .venv/.dev ## what CI runs; a part of it: make test ARGS="tests/test_project.py -x"
+	@$(PY) tools/run_tests.py test $(ARGS)
+
+nightly: .venv/.dev ## all: lessons whole, every mutation, more random examples (75 minutes)
+	@$(PY) tools/run_tests.py nightly $(ARGS)
 
 notebooks: .venv/.dev ## after editing notebooks: first cells, clean, export, README, then the checks
 	@$(PY) tools/first_cells.py --write
@@ -54,4 +60,4 @@ hooks: .venv/.dev ## in this clone: checks before each commit, and notebooks mer
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[types]"
 	@touch $@
 
-.PHONY: help lesson lessons lab test notebooks wheels types hooks
+.PHONY: help lesson lessons lab quick test nightly notebooks wheels types hooks

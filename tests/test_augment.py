@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torchvision.transforms import functional as TF
 
 from lessonkit.core.rng import seeded_rng
@@ -18,11 +18,12 @@ from lessonkit.data.geometry import (
     rotation_maps, View, warp_images,
 )
 from lessonkit.data.mixing import Mix, mix_batch
+from tiers import examples
 
 SIDE = 96
 MIDDLE = (..., slice(30, 66), slice(30, 66))
 BILINEAR = TF.InterpolationMode.BILINEAR
-common = settings(max_examples=30, deadline=None)
+common = examples(30)
 small = st.floats(-.25, .25)
 fits = st.sampled_from(["crop", "squish", "pad"])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from lessonkit.core.files import fingerprint
@@ -21,8 +21,9 @@ from lessonkit.data.images import (
 )
 from lessonkit.data.loader import even_batches, Loader
 from lessonkit.data.splits import split_indices
+from tiers import examples
 
-common = settings(max_examples=50, deadline=None)
+common = examples(50)
 PATTERN = r"^(.+)_\d+"
 
 

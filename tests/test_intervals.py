@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from random_preds import random_preds, single_preds
 from scipy.stats import binomtest
 
@@ -16,8 +16,9 @@ from lessonkit.results.intervals import (
 from lessonkit.results.metrics import accuracy, error_rate
 from lessonkit.results.preds import Preds
 from lessonkit.results.selections import incorrect_indices
+from tiers import examples
 
-quick = settings(max_examples=60, deadline=None)
+quick = examples(60)
 levels = st.sampled_from([.5, .9, .95, .99])
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from random_preds import random_preds, single_preds
 
 from lessonkit.core.task import Task
@@ -13,8 +13,9 @@ from lessonkit.results.metrics import (
     metric_name, mse, rmse,
 )
 from lessonkit.results.preds import Preds
+from tiers import examples
 
-quick = settings(max_examples=60, deadline=None)
+quick = examples(60)
 
 
 def close(value): return pytest.approx(value, rel=1e-9)

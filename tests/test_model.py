@@ -1,19 +1,20 @@
-"""Bodies of any number of channels, layer groups, and what freezing them means, over several families of networks."""
+"""Bodies of any number of channels, layer groups and freezing, in several families of networks."""
 import copy
 
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from lessonkit.data.image_data import imagenet_stats, Stats
 from lessonkit.model.classifier import ConcatPool, Normalize, NORMS
 from lessonkit.model.create import adapt_channels, adapt_stats, create_model, model_summary
+from tiers import examples
 
 FAMILIES = ["resnet18", "tf_efficientnet_lite0", "mobilenet_v3_small", "densenet121",
             "squeezenet1_1", "regnet_y_400mf", "timm:resnet10t"]
-common = settings(max_examples=30, deadline=None)
+common = examples(30)
 equal_stats = Stats((.45,) * 3, (.25,) * 3)   # the same for each channel
 
 
@@ -29,7 +30,7 @@ def assert_same_state(model, state):
 # ---- channels
 
 def channels_and_weights(w):
-    "Numbers of channels, each with the weights that the first convolution should get from RGB weights."
+    "Numbers of channels, each with what the weights `w` of the first convolution become."
     yield 1, w.sum(1, keepdim=True)
     yield 2, w[:, :2] * 1.5
     yield 5, torch.cat([w, torch.zeros_like(w[:, :2])], 1)
@@ -55,7 +56,8 @@ def test_channels_change_only_the_first_convolution(arch):
         assert out.shape == (2, 3)
 
 
-@pytest.mark.parametrize("arch, weights", [("resnet18", None), ("densenet121", None), (None, "pretrained")])
+@pytest.mark.parametrize("arch, weights", [("resnet18", None), ("densenet121", None),
+                                           (None, "pretrained")])
 def test_a_gray_image_gets_the_answer_of_its_colored_copy(arch, weights):
     def double(channels):
         model = create_model(arch, n_out=4, weights=weights, stats=equal_stats, channels=channels)

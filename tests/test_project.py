@@ -1,50 +1,81 @@
-"""The project's own checks (tools/checks.py): none finds anything here, and each finds the trap it is for."""
-import ast, json, os, re, shutil, subprocess, sys, tomllib
+"""The project's own checks (tools/checks.py): none finds anything here, and each finds its trap."""
+import ast, base64, json, os, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import checks, first_cells, keep_outputs, readme, run_lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: f"{check.__module__}.{check.__name__}")
-def test_project_is_in_order(check):
+def name_of(check):
+    return f"{check.__module__}.{check.__name__}"
+
+
+@pytest.mark.parametrize("check", checks.CHECKS, ids=name_of)
+def test_the_project_is_in_order(check):
     assert check(ROOT) == []
 
 
-# Traps, seeded in a small project that is in order.
+# ---- traps, seeded in a small project that is in order
 
-def notebook(path, *cells):
+def is_markdown(source):
+    return bool(re.match(r"# [A-Z]\w*(\n|$)|\[!|---", source))
+
+
+def notebook(path, *sources):
     "A clean notebook: markdown where a cell begins with `# Title`, `[!` or `---`, else code."
-    nb = new_notebook(cells=[(new_markdown_cell if re.match(r"# [A-Z]\w*(\n|$)|\[!|---", c) else new_code_cell)(c, id=f"cell{i}") for i, c in enumerate(cells)])
+    cells = []
+    for i, source in enumerate(sources):
+        new_cell = new_markdown_cell if is_markdown(source) else new_code_cell
+        cells.append(new_cell(source, id=f"cell{i}"))
+    nb = new_notebook(cells=cells)
     nb.metadata.kernelspec = dict(name="python3", language="python", display_name="python3")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(nbformat.writes(nb) + "\n")
+    write(path, nb)
     return path
+
+
+def write(path, nb):
+    "As nbdev_clean would."
+    path.write_text(nbformat.writes(nb) + "\n")
+
+
+TITLE, MODULE = "# One\n\n> First.", "#| default_exp one"
+AREA = """\
+#| export
+import math
+def area(
+    r,   # radius
+):
+    return math.pi * r ** 2"""
+TWICE = """\
+#| export
+def twice(
+    r,   # radius
+):
+    return 2 * area(r)"""
+INDEX = """\
+# Kit
+
+See [lesson 1](lessons/01_pets.ipynb), [how](../CONTRIBUTING.md) and [it](https://example.com)."""
 
 
 @pytest.fixture
 def project(tmp_path):
-    shutil.copy(ROOT / "settings.ini", tmp_path)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    "A project with two modules, a lesson and a front page."
     (tmp_path / "lessonkit").mkdir()
-    (tmp_path / "lessonkit/__init__.py").write_text((ROOT / "lessonkit/__init__.py").read_text())
-    area = "#| export\nimport math\ndef area(\n    r,   # radius\n):\n    return math.pi * r ** 2"
-    notebook(
-        tmp_path / "nbs/00_one.ipynb",
-        "# One\n\n> First.", "#| default_exp one", area, "assert area(0) == 0")
-    twice = "#| export\ndef twice(\n    r,   # radius\n):\n    return 2 * area(r)"
-    notebook(
-        tmp_path / "nbs/01_two.ipynb",
-        "# Two\n\n> Second.", "#| default_exp two",
-        "#| export\nfrom lessonkit.one import area", twice)
+    for name in ("settings.ini", "pyproject.toml", "lessonkit/__init__.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    notebook(tmp_path / "nbs/00_one.ipynb", TITLE, MODULE, AREA, "assert area(0) == 0")
+    notebook(tmp_path / "nbs/01_two.ipynb", "# Two\n\n> Second.", "#| default_exp two",
+             "#| export\nfrom lessonkit.one import area", TWICE)
     badges, install = first_cells.cells(tmp_path, "nbs/lessons/01_pets.ipynb")
     notebook(tmp_path / "nbs/lessons/01_pets.ipynb", "# Pets", badges, install, "1 + 1")
-    notebook(tmp_path / "nbs/index.ipynb", "# Kit\n\nSee [lesson 1](lessons/01_pets.ipynb), [how](../CONTRIBUTING.md) and [it](https://example.com).", badges)
+    notebook(tmp_path / "nbs/index.ipynb", INDEX, badges)
     assert checks.nbdev("doclinks", "nbdev_export", tmp_path) == []
     (tmp_path / "README.md").write_text(readme.make(tmp_path))
     return tmp_path
@@ -53,12 +84,23 @@ def project(tmp_path):
 def found(project, check): return "\n".join(check(project))
 
 
-def test_small_project_is_in_order(project):
+def rewrite(project, *cells):
+    "Replace the first notebook: its title, its module's name and these cells."
+    notebook(project / "nbs/00_one.ipynb", TITLE, MODULE, *cells)
+
+
+def export(project):
+    checks.nbdev("doclinks", "nbdev_export", project)
+
+
+def test_the_small_project_is_in_order(project):
     assert [problem for check in checks.CHECKS for problem in check(project)] == []
     assert (project / "lessonkit/two.py").exists()
 
 
-@pytest.mark.parametrize("cell, says", [
+# ---- directives
+
+@pytest.mark.parametrize("cell, message", [
     ("#| exprot\ndef f(): pass", "no directive 'exprot'"),
     ("#| slwo\nassert False", "no directive 'slwo'"),
     ("# a word first\n#| export\ndef f(): pass", "below a comment or code"),
@@ -72,58 +114,148 @@ def test_small_project_is_in_order(project):
     ("#| eval: flase\nf()", "true or false"),
     ("!ls no-such-file", "passes when the command fails"),
 ])
-def test_directive_traps(project, cell, says):
-    notebook(project / "nbs/00_one.ipynb", "# One\n\n> First.", "#| default_exp one", "#| export\nx = 1", cell)
-    assert says in found(project, checks.directives)
+def test_directive_traps(project, cell, message):
+    rewrite(project, "#| export\nx = 1", cell)
+    assert message in found(project, checks.directives)
 
 
-@pytest.mark.parametrize("cell", ["#| hide\n1", "#|export\ny = 2", "#| slow\n1", "#| eval: false\n1", "text = '#| exprot'\nmore = '''\n#| default_exp no\n!ls\n'''", "1 # a | b", "x = 1 #| hide_line"])
-def test_what_is_no_trap(project, cell):
-    notebook(project / "nbs/00_one.ipynb", "# One\n\n> First.", "#| default_exp one", "#| export\nx = 1", cell)
+@pytest.mark.parametrize("cell", [
+    "#| hide\n1",
+    "#|export\ny = 2",
+    "#| slow\n1",
+    "#| eval: false\n1",
+    "text = '#| exprot'\nmore = '''\n#| default_exp no\n!ls\n'''",
+    "1 # a | b",
+    "x = 1 #| hide_line",
+])
+def test_cells_that_are_no_traps(project, cell):
+    rewrite(project, "#| export\nx = 1", cell)
     assert found(project, checks.directives) == ""
 
 
-def test_directive_in_markdown(project):
-    nb = nbformat.read(project / "nbs/00_one.ipynb", 4)
+def test_a_directive_in_markdown(project):
+    path = project / "nbs/00_one.ipynb"
+    nb = nbformat.read(path, 4)
     nb.cells[2].cell_type = "markdown"
     for key in ("outputs", "execution_count"): nb.cells[2].pop(key)
-    nbformat.write(nb, project / "nbs/00_one.ipynb")
+    nbformat.write(nb, path)
     assert "in a markdown cell" in found(project, checks.directives)
 
 
 def test_two_notebooks_for_one_module(project):
-    notebook(project / "nbs/02_again.ipynb", "#| default_exp one", "#| export\nx = 1")
-    assert "00_one.ipynb and 02_again.ipynb: default_exp one" in found(project, checks.directives)
+    notebook(project / "nbs/02_again.ipynb", MODULE, "#| export\nx = 1")
+    text = found(project, checks.directives)
+    assert "00_one.ipynb and 02_again.ipynb: default_exp one" in text
 
 
-def test_exports_without_a_module_and_module_without_exports(project):
+def test_exports_without_a_module_and_a_module_without_exports(project):
     notebook(project / "nbs/02_a.ipynb", "#| export\nx = 1")
     notebook(project / "nbs/03_b.ipynb", "#| default_exp b", "x = 1")
-    assert "02_a.ipynb: exports, but has no default_exp" in found(project, checks.directives)
-    assert "03_b.ipynb: default_exp b, but no cell is exported" in found(project, checks.directives)
+    text = found(project, checks.directives)
+    assert "02_a.ipynb: exports, but has no default_exp" in text
+    assert "03_b.ipynb: default_exp b, but no cell is exported" in text
 
 
 def test_notebooks_that_nbdev_passes_over(project):
     notebook(project / "nbs/_02_a.ipynb", "assert False")
     notebook(project / "nbs/03_b.ipynb", "---\nskip_exec: true\n---", "assert False")
-    assert "_02_a.ipynb: nbdev skips" in found(project, checks.directives)
-    assert "skip_exec" in found(project, checks.directives)
+    text = found(project, checks.directives)
+    assert "_02_a.ipynb: nbdev skips" in text
+    assert "skip_exec" in text
 
 
-def test_renamed_notebook_leaves_its_module(project):
-    cells = [c.source for c in nbformat.read(project / "nbs/01_two.ipynb", 4).cells]
-    (project / "nbs/01_two.ipynb").unlink()
-    notebook(project / "nbs/01_double.ipynb", *(c.replace("default_exp two", "default_exp double") for c in cells))
-    checks.nbdev("doclinks", "nbdev_export", project)
+# ---- the exported package
+
+def test_a_renamed_notebook_leaves_its_module(project):
+    path = project / "nbs/01_two.ipynb"
+    cells = [cell.source for cell in nbformat.read(path, 4).cells]
+    path.unlink()
+    renamed = [cell.replace("default_exp two", "default_exp double") for cell in cells]
+    notebook(project / "nbs/01_double.ipynb", *renamed)
+    export(project)
     assert (project / "lessonkit/two.py").exists()   # the trap
     assert "lessonkit/two.py: no notebook makes it" in found(project, checks.export)
 
 
-def test_module_edited_or_not_exported(project):
-    (project / "lessonkit/two.py").write_text((project / "lessonkit/two.py").read_text().replace("2 *", "3 *"))
+def test_a_module_that_was_edited_or_not_exported(project):
+    edited = project / "lessonkit/two.py"
+    edited.write_text(edited.read_text().replace("2 *", "3 *"))
     (project / "lessonkit/one.py").unlink()
     text = found(project, checks.export)
-    assert "two.py: differs from its notebook" in text and "one.py: not there" in text
+    assert "two.py: differs from its notebook" in text
+    assert "one.py: not there" in text
+
+
+# A folder's `__init__.py` is exported from a notebook. nbdev makes an empty one where there is
+# none, and never looks at it again.
+
+
+@pytest.fixture
+def folder(project):
+    "The project with a module in a folder, and with a notebook for the folder's `__init__.py`."
+    square = AREA.replace("import math\n", "").replace("math.pi * ", "").replace("area", "square")
+    notebook(project / "nbs/shapes/00_square.ipynb", "# Square\n\n> Third.",
+             "#| default_exp shapes.square", square)
+    notebook(project / "nbs/shapes/99_shapes.ipynb", "# Shapes\n\n> All shapes.",
+             "#| default_exp shapes.__init__",
+             "#| export\nfrom lessonkit.shapes.square import square\n_all_ = ['square']")
+    export(project)
+    return project
+
+
+def test_a_folder_with_its_init_is_in_order(folder):
+    text = (folder / "lessonkit/shapes/__init__.py").read_text()
+    assert "from .square import square" in text
+    assert [problem for check in checks.CHECKS for problem in check(folder)] == []
+
+
+def test_an_empty_init_needs_no_notebook(folder):
+    (folder / "nbs/shapes/99_shapes.ipynb").unlink()
+    (folder / "lessonkit/shapes/__init__.py").unlink()
+    export(folder)
+    assert (folder / "lessonkit/shapes/__init__.py").read_text() == ""
+    assert checks.export(folder) == []
+
+
+def test_a_hand_written_init(folder):
+    (folder / "nbs/shapes/99_shapes.ipynb").unlink()
+    init = folder / "lessonkit/shapes/__init__.py"
+    init.write_text("from .square import square\n")
+    export(folder)
+    assert init.read_text() != ""   # the trap
+    assert "shapes/__init__.py: no notebook makes what it holds" in found(folder, checks.export)
+
+
+def test_the_init_of_a_notebook_that_was_deleted(folder):
+    (folder / "nbs/shapes/99_shapes.ipynb").unlink()
+    export(folder)
+    text = (folder / "lessonkit/shapes/__init__.py").read_text()
+    assert "AUTOGENERATED" in text   # the trap
+    assert "shapes/__init__.py: no notebook makes what it holds" in found(folder, checks.export)
+
+
+def test_an_init_that_was_edited_or_not_exported(folder):
+    init = folder / "lessonkit/shapes/__init__.py"
+    init.write_text(init.read_text() + "x = 1\n")
+    assert "shapes/__init__.py: differs from its notebook" in found(folder, checks.export)
+    init.unlink()
+    assert "shapes/__init__.py: not there" in found(folder, checks.export)
+
+
+def test_a_folder_that_has_no_notebook_any_more(folder):
+    shutil.rmtree(folder / "nbs/shapes")
+    text = found(folder, checks.export)
+    assert "shapes/square.py: no notebook makes it" in text
+    assert "shapes/__init__.py: no notebook makes it" in text
+
+
+def test_the_package_keeps_its_own_init(project):
+    "It holds the version, which nbdev_export writes into it."
+    init = project / "lessonkit/__init__.py"
+    init.write_text("__version__ = '0'\n")
+    assert "lessonkit/__init__.py: differs" in found(project, checks.export)
+    export(project)
+    assert checks.export(project) == []
 
 
 def test_export_leaves_the_type_marker(project):
@@ -136,24 +268,30 @@ def test_export_leaves_the_type_marker(project):
     assert checks.export(project) == []
 
 
-def test_import_that_was_not_exported(project):
+def test_an_import_that_was_not_exported(project):
     "Passes in the notebook, fails for the user."
-    notebook(project / "nbs/00_one.ipynb", "# One\n\n> First.", "#| default_exp one", "import math", "#| export\ndef area(r): return math.pi * r ** 2")
-    checks.nbdev("doclinks", "nbdev_export", project)
-    assert "F821" in found(project, checks.lint) and "math" in found(project, checks.lint)
+    rewrite(project, "import math", AREA.replace("import math\n", ""))
+    export(project)
+    text = found(project, checks.lint)
+    assert "F821" in text
+    assert "`math`" in text
 
 
-def test_import_that_is_not_used(project):
-    notebook(project / "nbs/00_one.ipynb", "# One\n\n> First.", "#| default_exp one", "#| export\nimport os, math\ndef area(r): return math.pi * r ** 2")
-    checks.nbdev("doclinks", "nbdev_export", project)
-    assert "F401" in found(project, checks.lint) and "os" in found(project, checks.lint)
+def test_an_import_that_is_not_used(project):
+    rewrite(project, AREA.replace("import math", "import os, math"))
+    export(project)
+    text = found(project, checks.lint)
+    assert "F401" in text
+    assert "`os`" in text
 
 
-def test_dirty_notebook(project):
+# ---- clean notebooks
+
+def test_a_notebook_that_is_not_clean(project):
     path = project / "nbs/00_one.ipynb"
     nb = nbformat.read(path, 4)
     nb.cells[3].execution_count = 7
-    path.write_text(nbformat.writes(nb) + "\n")
+    write(path, nb)
     assert "nbs/00_one.ipynb: not clean" in found(project, checks.clean)
 
 
@@ -161,134 +299,282 @@ def test_tags_survive_cleaning(project):
     path = project / "nbs/00_one.ipynb"
     nb = nbformat.read(path, 4)
     nb.cells[3].metadata["tags"] = ["keep"]
-    path.write_text(nbformat.writes(nb) + "\n")
+    write(path, nb)
     assert found(project, checks.clean) == ""
 
 
-def test_broken_notebook(project):
+def test_a_broken_notebook(project):
     "nbdev_clean only warns about what it cannot read."
     path = project / "nbs/00_one.ipynb"
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(cells=[dict(cell_type="code", source="1")])))
+    nb = json.loads(path.read_text())
+    nb["cells"] = [dict(cell_type="code", source="1")]
+    path.write_text(json.dumps(nb))
     assert "not a valid notebook" in found(project, checks.clean)
 
 
-def test_stale_readme(project):
-    notebook(project / "nbs/index.ipynb", "# Kit\n\nAnother word.")
-    assert "README.md: differs" in found(project, checks.readme_current)
+# ---- outputs
 
-
-def test_readme_links_and_hidden_cells(project):
-    text = (project / "README.md").read_text()
-    assert "(nbs/lessons/01_pets.ipynb)" in text and "[how](CONTRIBUTING.md)" in text and "(https://example.com)" in text
-    notebook(project / "nbs/index.ipynb", "#| hide\nsecret = 1", "#| eval: false\nshown = 1")
-    text = readme.make(project)
-    assert "secret" not in text and "shown" in text and "#|" not in text
-
-
-def test_large_picture_error_and_machine_path(project):
-    from nbformat.v4 import new_output
-    import base64
+def show(project, *outputs):
+    "Replace the outputs of the first notebook's last cell."
     path = project / "nbs/00_one.ipynb"
     nb = nbformat.read(path, 4)
-    nb.cells[3].outputs = [new_output("display_data", {"image/png": base64.b64encode(bytes(60_000)).decode()}),
-                           new_output("stream", text="read /home/ada/pets"), new_output("error", ename="ValueError", evalue="no", traceback=[])]
-    path.write_text(nbformat.writes(nb) + "\n")
+    nb.cells[3].outputs = list(outputs)
+    write(path, nb)
+
+
+def encoded(size):
+    "That many bytes in base64."
+    return base64.b64encode(bytes(size)).decode()
+
+
+def displayed(kind, data):
+    return new_output("display_data", {kind: data})
+
+
+def test_a_large_picture_an_error_and_a_machine_path(project):
+    show(project,
+         displayed("image/png", encoded(120_000)),
+         new_output("stream", text="read /home/ada/pets"),
+         new_output("error", ename="ValueError", evalue="no", traceback=[]))
     text = found(project, checks.pictures_and_paths)
-    assert "60 KB" in text and "/home/ada" in text and "an error is saved" in text
+    assert "a picture of 120 KB" in text
+    assert "/home/ada" in text
+    assert "an error is saved" in text
 
 
-def test_first_cells_are_the_templates(project):
-    lesson = project / "nbs/lessons/01_pets.ipynb"
-    notebook(lesson, "# Pets", "import sys", "1 + 1")
-    assert "its badges differ" in found(project, first_cells.problems) and "its first code cell differ" in found(project, first_cells.problems)
-    first_cells.write(lesson, project)
-    first_cells.write(lesson, project)   # a second time changes nothing
-    assert found(project, first_cells.problems) == ""
-    cells = nbformat.read(lesson, 4).cells
-    assert [c.source.split("\n")[0] for c in cells][-2:] == ["import sys", "1 + 1"] and len(cells) == 5
-    ini = project / "settings.ini"
-    ini.write_text(ini.read_text().replace("user = lessonkit", "user = somebody"))
-    assert "its badges differ" in found(project, first_cells.problems)   # built from the repository's URL
-    assert "lacks nbs/lessons/01_pets.ipynb's badges" in found(project, first_cells.problems)
+def as_png(size): return "image/png", encoded(size)
 
 
-def test_checks_command_line_fails(project):
-    run = lambda: subprocess.run([sys.executable, checks.__file__, project], text=True, capture_output=True)
-    assert run().returncode == 0
-    (project / "README.md").write_text("old")
-    assert run().returncode == 1 and "readme_current" in run().stdout
+def as_html(size): return "text/html", f"<p><img src='data:image/png;base64,{encoded(size)}'></p>"
 
 
-def test_run_lesson(tmp_path, monkeypatch):
-    other = tmp_path / "jupyter/kernels/python3/kernel.json"   # a kernel some other installation has registered by that name
-    other.parent.mkdir(parents=True)
-    other.write_text(json.dumps(dict(argv=["false"], display_name="other", language="python")))
-    monkeypatch.setenv("JUPYTER_PATH", f"{tmp_path}/jupyter:{os.environ.get('JUPYTER_PATH', '')}")
-    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "# X", "import sys; print('something', sys.executable)", "print('final error rate: 7% (95% interval 5% to 9%)')\n2 + 2")
-    before = lesson.read_bytes()
-    assert run_lesson.execute(lesson, tmp_path / "out") == "final error rate: 7% (95% interval 5% to 9%)"
-    nb = nbformat.read(tmp_path / "out/01_x.ipynb", 4)
-    assert nb.cells[2].outputs[1].data["text/plain"] == "4" and "Run from commit" in nb.cells[-1].source
-    assert nb.metadata["lessonkit"].keys() == {"commit", "time", "python"}
-    assert "something" in (tmp_path / "out/01_x.html").read_text() and lesson.read_bytes() == before
-    assert nb.cells[1].outputs[0].text.split()[1] == sys.executable   # the kernel of this environment
+def as_html_without_quotes(size):
+    return "text/html", f"<img src=data:image/jpeg;base64,{encoded(size)} width=9>"
 
 
-def test_run_lesson_stops_at_an_error(tmp_path, capsys):
-    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "1/0", "print('final error rate: 0%')")
-    with pytest.raises(SystemExit, match="ZeroDivisionError"): run_lesson.execute(lesson, tmp_path / "out")
-    assert (tmp_path / "out/01_x.html").exists()   # the page shows where
+def as_html_in_lines(size):
+    lines = base64.encodebytes(bytes(size)).decode()
+    return "text/html", f'<img src="data:image/png;base64,\n{lines}">'
 
 
-# settings.ini, pyproject.toml and the README say the same.
-
-def project_table(): return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def as_markdown(size): return "text/markdown", f"![a](data:image/png;base64,{encoded(size)})"
 
 
-def test_settings_and_pyproject_agree():
-    ini, toml = checks.settings(ROOT), project_table()
-    assert f'__version__ = "{ini["version"]}"' in (ROOT / "lessonkit/__init__.py").read_text() and "version" in toml["dynamic"]
-    assert (toml["name"], toml["description"], toml["urls"]["Repository"]) == (ini["lib_name"], ini["description"], ini["git_url"])
-    assert toml["requires-python"] == f">={ini['min_python']}" and toml["authors"] == [{"name": ini["author"]}]
-    assert toml["license"] == "Apache-2.0" and ini["license"] == "apache2" and "Apache License" in (ROOT / "LICENSE").read_text()
-    assert ini["update_pyproject"] == "False"   # or nbdev_export writes its own, which does not build
+def as_svg(size): return "image/svg+xml", "<svg>" + "x" * (size - 11) + "</svg>"
 
 
-def test_readme_gives_a_reason_for_each_dependency():
-    name = lambda requirement: re.match(r"[\w-]+", requirement)[0]
-    toml, text = project_table(), (ROOT / "README.md").read_text()
-    table = re.findall(r"^\| *`([\w-]+)`[^|]*\|[^|]*\w[^|]*\|$", text, re.M)
-    extras = [r for extra in ("solar", "lab") for r in toml["optional-dependencies"][extra]]
-    assert sorted(table) == sorted(map(name, toml["dependencies"] + extras))
+def as_svg_in_html(size): return "text/html", f"<b>a</b>{as_svg(size)[1]}<b>b</b>"
 
 
-def test_every_import_is_declared():
-    "What the package imports, also inside its functions, is a dependency of its own, not one that another happens to bring."
-    called = dict(PIL="pillow", sklearn="scikit-learn", IPython="ipywidgets")   # IPython: in notebooks only, where it always is
-    toml = project_table()
-    extras = toml["optional-dependencies"]
-    declared = {re.match(r"[\w-]+", r)[0].replace("-", "_") for r in toml["dependencies"] + extras["solar"] + extras["lab"]}
-    imported = set()
-    for path in (ROOT / "lessonkit").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import): imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split(".")[0])
-    imported -= sys.stdlib_module_names | {"lessonkit"}
-    assert "torch" in imported and {called.get(name, name).replace("-", "_") for name in imported} <= declared
+PICTURES = [as_png, as_html, as_html_without_quotes, as_html_in_lines, as_markdown, as_svg,
+            as_svg_in_html]
 
 
-def test_tool_chain_is_pinned():
-    dev = project_table()["optional-dependencies"]["dev"]
-    assert {"nbdev==2.4.14", "execnb<0.2", "fastcore<2"} <= set(dev)
-    assert not any(r.startswith(("nbdev", "execnb", "fastcore", "fastai")) for r in project_table()["dependencies"])
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.__name__)
+def test_a_picture_has_at_most_100_kb(picture, project):
+    show(project, displayed(*picture(checks.PICTURE_AT_MOST)))
+    assert checks.pictures_and_paths(project) == []
+    show(project, displayed(*picture(checks.PICTURE_AT_MOST + 1)))
+    problem = "00_one.ipynb, cell 3: a picture of 100 KB, more than 100"
+    assert checks.pictures_and_paths(project) == [problem]
+
+
+def test_the_pictures_of_a_notebook_have_at_most_1500_kb(project):
+    png, html = displayed(*as_png(100_000)), displayed(*as_html(100_000))
+    many = [png] * 8 + [html] * 7
+    show(project, *many)
+    assert checks.pictures_and_paths(project) == []
+    show(project, *many, displayed(*as_svg(2_000)))
+    problem = "00_one.ipynb: 1502 KB of pictures, more than 1500"
+    assert checks.pictures_and_paths(project) == [problem]
+
+
+def test_several_pictures_in_one_html_output(project):
+    html = as_html(60_000)[1]
+    show(project, displayed("text/html", html * 2))
+    assert checks.pictures_and_paths(project) == []
+    show(project, displayed("text/html", html + as_html(130_000)[1]))
+    problem = "00_one.ipynb, cell 3: a picture of 130 KB, more than 100"
+    assert checks.pictures_and_paths(project) == [problem]
+
+
+def test_pictures_in_the_text_of_a_notebook(project):
+    path = project / "nbs/00_one.ipynb"
+    nb = nbformat.read(path, 4)
+    nb.cells[0].source += "\n\n" + as_markdown(110_000)[1]
+    nb.cells[0].attachments = {"a.png": dict([as_png(120_000)])}
+    write(path, nb)
+    text = found(project, checks.pictures_and_paths)
+    assert "00_one.ipynb, cell 0: a picture of 110 KB" in text
+    assert "00_one.ipynb, cell 0: a picture of 120 KB" in text
 
 
 def test_outputs_that_must_not_be_committed(project):
     path = project / "nbs/lessons/01_pets.ipynb"
     nb = nbformat.read(path, 4)
-    nb.cells.append(new_code_cell("# output not committed: the photographs are not ours\nshow()", id="last", outputs=[nbformat.v4.new_output("stream", text="a picture")]))
+    source = "# output not committed: the photographs are not ours\nshow()"
+    shown = new_output("stream", text="a picture")
+    nb.cells.append(new_code_cell(source, id="last", outputs=[shown]))
     nbformat.write(nb, path)
     assert "01_pets.ipynb: 1 cells" in found(project, keep_outputs.problems)
     keep_outputs.strip(nb)
     nbformat.write(nb, path)
     assert found(project, keep_outputs.problems) == ""
+
+
+# ---- the README and the first cells of lessons
+
+def test_a_readme_that_is_out_of_date(project):
+    notebook(project / "nbs/index.ipynb", "# Kit\n\nAnother word.")
+    assert "README.md: differs" in found(project, checks.readme_current)
+
+
+def test_links_in_the_readme_and_hidden_cells(project):
+    text = (project / "README.md").read_text()
+    assert "(nbs/lessons/01_pets.ipynb)" in text
+    assert "[how](CONTRIBUTING.md)" in text
+    assert "(https://example.com)" in text
+    notebook(project / "nbs/index.ipynb", "#| hide\nsecret = 1", "#| eval: false\nshown = 1")
+    text = readme.make(project)
+    assert "secret" not in text
+    assert "shown" in text
+    assert "#|" not in text
+
+
+def test_first_cells_are_the_templates(project):
+    lesson = project / "nbs/lessons/01_pets.ipynb"
+    notebook(lesson, "# Pets", "import sys", "1 + 1")
+    text = found(project, first_cells.problems)
+    assert "its badges differ" in text
+    assert "its first code cell differ" in text
+    first_cells.write(lesson, project)
+    first_cells.write(lesson, project)   # a second time changes nothing
+    assert found(project, first_cells.problems) == ""
+    first_lines = [cell.source.split("\n")[0] for cell in nbformat.read(lesson, 4).cells]
+    assert first_lines[-2:] == ["import sys", "1 + 1"]
+    assert len(first_lines) == 5
+
+
+def test_first_cells_are_made_from_the_address_of_the_repository(project):
+    ini = project / "settings.ini"
+    ini.write_text(ini.read_text().replace("user = lessonkit", "user = somebody"))
+    text = found(project, first_cells.problems)
+    assert "its badges differ" in text
+    assert "lacks nbs/lessons/01_pets.ipynb's badges" in text
+
+
+# ---- from the command line
+
+def test_checks_fail_on_the_command_line(project):
+    def run():
+        command = [sys.executable, checks.__file__, project]
+        return subprocess.run(command, text=True, capture_output=True)
+    assert run().returncode == 0
+    (project / "README.md").write_text("old")
+    failed = run()
+    assert failed.returncode == 1
+    assert "readme_current" in failed.stdout
+
+
+@pytest.fixture
+def other_kernel(tmp_path, monkeypatch):
+    "A kernel that another installation has registered as python3, and that does not start."
+    file = tmp_path / "jupyter/kernels/python3/kernel.json"
+    file.parent.mkdir(parents=True)
+    spec = dict(argv=["false"], display_name="other", language="python")
+    file.write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", f"{tmp_path}/jupyter:{os.environ.get('JUPYTER_PATH', '')}")
+
+
+RESULT = "final error rate: 7% (95% interval 5% to 9%)"
+
+
+@pytest.mark.usefixtures("other_kernel")
+def test_run_lesson(tmp_path):
+    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "# X",
+                      "import sys; print('something', sys.executable)",
+                      f"print({RESULT!r})\n2 + 2")
+    before = lesson.read_bytes()
+    assert run_lesson.execute(lesson, tmp_path / "out") == RESULT
+    assert lesson.read_bytes() == before
+    nb = nbformat.read(tmp_path / "out/01_x.ipynb", 4)
+    assert nb.cells[2].outputs[1].data["text/plain"] == "4"
+    assert nb.cells[1].outputs[0].text.split()[1] == sys.executable   # of this environment
+    assert "Run from commit" in nb.cells[-1].source
+    assert nb.metadata["lessonkit"].keys() == {"commit", "time", "python"}
+    assert "something" in (tmp_path / "out/01_x.html").read_text()
+
+
+def test_run_lesson_stops_at_an_error(tmp_path):
+    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "1/0", "print('final error rate: 0%')")
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        run_lesson.execute(lesson, tmp_path / "out")
+    assert (tmp_path / "out/01_x.html").exists()   # the page shows where
+
+
+# ---- settings.ini, pyproject.toml and the README agree
+
+@pytest.fixture(scope="module")
+def toml():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirement_name(requirement): return re.match(r"[\w-]+", requirement)[0]
+
+
+def for_users(toml):
+    "What a user may install: the dependencies, and the extras solar and lab."
+    extras = toml["optional-dependencies"]
+    return toml["dependencies"] + extras["solar"] + extras["lab"]
+
+
+def test_settings_and_pyproject_agree(toml):
+    ini = checks.settings(ROOT)
+    assert f'__version__ = "{ini["version"]}"' in (ROOT / "lessonkit/__init__.py").read_text()
+    assert "version" in toml["dynamic"]
+    assert toml["name"] == ini["lib_name"]
+    assert toml["description"] == ini["description"]
+    assert toml["urls"]["Repository"] == ini["git_url"]
+    assert toml["requires-python"] == f">={ini['min_python']}"
+    assert toml["authors"] == [{"name": ini["author"]}]
+    assert toml["license"] == "Apache-2.0"
+    assert ini["license"] == "apache2"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert ini["update_pyproject"] == "False"   # or nbdev_export writes its own: no build with that
+
+
+def test_the_readme_gives_a_reason_for_each_dependency(toml):
+    text = (ROOT / "README.md").read_text()
+    table = re.findall(r"^\| *`([\w-]+)`[^|]*\|[^|]*\w[^|]*\|$", text, re.M)
+    assert sorted(table) == sorted(map(requirement_name, for_users(toml)))
+
+
+def imported_packages(path):
+    "The top-level packages that a module imports, also inside its functions."
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_imported_package_is_declared(toml):
+    "As a dependency of this project, not as one that another happens to bring."
+    # IPython is imported in notebooks only, where it always is
+    installed_as = dict(PIL="pillow", sklearn="scikit-learn", IPython="ipywidgets")
+    imported = set()
+    for path in (ROOT / "lessonkit").rglob("*.py"): imported |= imported_packages(path)
+    imported -= sys.stdlib_module_names | {"lessonkit"}
+    assert "torch" in imported
+    needed = {installed_as.get(name, name).replace("-", "_") for name in imported}
+    declared = {requirement_name(r).replace("-", "_") for r in for_users(toml)}
+    assert needed <= declared, needed - declared
+
+
+def test_the_tool_chain_is_pinned(toml):
+    dev = set(toml["optional-dependencies"]["dev"])
+    assert {"nbdev==2.4.14", "execnb<0.2", "fastcore<2"} <= dev
+    tools = ("nbdev", "execnb", "fastcore", "fastai")
+    assert [r for r in toml["dependencies"] if r.startswith(tools)] == []

@@ -4,13 +4,14 @@ import math
 from dataclasses import asdict
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from lessonkit.train.schedules import (
     constant, cycle_ends, exp_ramp, flat_cos, linear_ramp, one_cycle, one_cycle_linear,
     one_cycle_linear_momentum, one_cycle_momentum, Piece, Schedule, sgdr, triangular,
     triangular_momentum,
 )
+from tiers import examples
 
 CYCLES = [(1, 1, 1), (3, 1, 1), (3, 1, 2), (2, 3, 2), (4, 1, 3), (7, 2, 1), (5, 1, 2), (10, 1, 1)]
 CONTINUOUS = [one_cycle(), flat_cos(), triangular(), one_cycle_linear(), one_cycle_momentum(),
@@ -84,7 +85,7 @@ def test_the_warm_up_ends_at_the_step_it_names(warmup):
 
 @pytest.mark.parametrize("curve", SCHEDULES)
 @given(position=st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_a_file_keeps_a_schedule(curve, position):
     again = Schedule(**json.loads(json.dumps(asdict(curve))))
     assert again == curve
@@ -93,7 +94,7 @@ def test_a_file_keeps_a_schedule(curve, position):
 
 @pytest.mark.parametrize("curve", SCHEDULES)
 @given(position=st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_values_stay_between_the_ends_of_the_pieces(curve, position):
     ends = [value for p in curve.pieces for value in (p.start, p.stop)]
     assert min(ends) * (1 - 1e-9) <= curve(position)

@@ -4,15 +4,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from random_preds import random_preds, single_preds
 
 from lessonkit.results.scores import (
     classification_report, confusion_matrix, most_confused, precision_recall, roc,
 )
 from lessonkit.results.selections import class_index, incorrect_indices
+from tiers import examples
 
-quick = settings(max_examples=60, deadline=None)
+quick = examples(60)
 sizes = dict(n=st.integers(1, 60), c=st.integers(2, 8), seed=st.integers(0, 10_000),
              digits=st.sampled_from([None, 1]))
 
@@ -68,7 +69,7 @@ def yes_or_no(p, thresh):
     return rows[p.targets.numpy()], rows[p.probs.argmax(1).numpy()]
 
 
-@settings(quick, max_examples=25)
+@examples(25)
 @given(kind=st.sampled_from(["single", "multi"]), thresh=st.sampled_from([.3, .5]),
        **sizes | dict(c=st.integers(1, 8)))
 def test_the_report_counts(kind, thresh, n, c, seed, digits):

@@ -5,15 +5,16 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from random_preds import random_preds, single_preds
 
 from lessonkit.results.selections import (
     class_index, correct_indices, in_cell, incorrect_indices, most_correct, most_incorrect,
     most_uncertain, one_per_class, random_correct, random_incorrect, top_losses,
 )
+from tiers import examples
 
-quick = settings(max_examples=60, deadline=None)
+quick = examples(60)
 sizes = dict(n=st.integers(1, 60), c=st.integers(2, 8), seed=st.integers(0, 10_000),
              digits=st.sampled_from([None, 1]))
 counts = st.one_of(st.none(), st.integers(1, 80))

@@ -1,5 +1,5 @@
 """The wheel, in an environment of its own, with the repository out of reach."""
-import re, subprocess, textwrap, zipfile
+import os, re, subprocess, textwrap, zipfile
 from pathlib import Path
 
 import pytest
@@ -7,41 +7,57 @@ import pytest
 import first_cells, kit_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory): return kit_wheel.build(tmp_path_factory.mktemp("dist"))
+def built(tmp_path_factory):
+    return kit_wheel.build(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")
-def python(built, tmp_path_factory): return kit_wheel.environment(tmp_path_factory.mktemp("user") / "env", built)
+def python(built, tmp_path_factory):
+    return kit_wheel.environment(tmp_path_factory.mktemp("user") / "env", built)
 
 
 def run(python, code, cwd, *, check=True, **env):
-    "Run `code` as a user would, somewhere else; -I: neither PYTHONPATH nor the current folder counts. Returns what it printed."
-    done = subprocess.run([str(python), "-I", "-c", textwrap.dedent(code)], cwd=cwd, env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "LESSONKIT_CACHE": f"{cwd}/cache", **env},
-                          text=True, capture_output=True, timeout=600)
+    """Run `code` as a user would, in another folder. Returns what it prints.
+
+    With -I, neither PYTHONPATH nor the current folder counts.
+    """
+    user = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "LESSONKIT_CACHE": f"{cwd}/cache"}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    done = subprocess.run([str(python), "-I", "-c", textwrap.dedent(code)], cwd=cwd,
+                          env=user | threads | env, text=True, capture_output=True, timeout=600)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_wheel_holds_every_module_and_asset(built):
+def test_the_wheel_holds_every_module_and_asset(built):
     names = set(zipfile.ZipFile(built).namelist())
-    files = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lessonkit").rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.name not in ("_modidx.py", ".gitkeep")}
+    paths = [p for p in (ROOT / "lessonkit").rglob("*") if p.is_file()]
+    paths = [p for p in paths if "__pycache__" not in p.parts]
+    files = {p.relative_to(ROOT).as_posix() for p in paths
+             if p.name not in ("_modidx.py", ".gitkeep")}
     assert files <= names, files - names
-    assert all(name.startswith(("lessonkit/", "lessonkit-")) for name in names)   # no tests, tools or notebooks
+    others = [name for name in names if not name.startswith(("lessonkit/", "lessonkit-"))]
+    assert others == []   # no tests, tools or notebooks
     assert any(name.endswith("/LICENSE") for name in names)
 
 
-def test_wheel_is_small(built): assert built.stat().st_size < 7_000_000
+def test_the_wheel_is_small(built):
+    assert built.stat().st_size < 7_000_000
 
 
-def test_repository_is_out_of_reach(python, tmp_path):
-    where, *path = run(python, "import sys, lessonkit; print(lessonkit.__file__); print(*sys.path, sep='\\n')", tmp_path).splitlines()
-    assert Path(where).is_relative_to(Path(python).parents[1]) and str(ROOT) not in path and "" not in path
+def test_the_repository_is_out_of_reach(python, tmp_path):
+    code = "import sys, lessonkit; print(lessonkit.__file__, *sys.path, sep='\\n')"
+    where, *path = run(python, code, tmp_path).splitlines()
+    assert Path(where).is_relative_to(Path(python).parents[1])
+    assert str(ROOT) not in path
+    assert "" not in path
 
 
-def test_metadata(python, tmp_path):
+def test_the_metadata_of_the_package(python, tmp_path):
     text = run(python, """
         from importlib.metadata import metadata, version
         import lessonkit
@@ -50,21 +66,44 @@ def test_metadata(python, tmp_path):
         print(m["Name"], m["License-Expression"], m["Requires-Python"], m["Author"], sep="\\n")
         print(*m.get_all("Requires-Dist"), sep="\\n")""", tmp_path).splitlines()
     assert text[:4] == ["lessonkit", "Apache-2.0", ">=3.11", "The lessonkit authors"]
-    assert not any(re.match(r"(nbdev|fastcore|execnb|pytest)", line) and "extra ==" not in line for line in text[4:])
+    needed = [line for line in text[4:] if "extra ==" not in line]
+    assert [line for line in needed if re.match(r"(nbdev|fastcore|execnb|pytest)", line)] == []
 
 
-def test_every_module_imports_by_itself(python, tmp_path, built):
-    "In an interpreter each, so that no module lives on what another imported."
-    modules = [n[:-3].replace("/", ".").removesuffix(".__init__") for n in zipfile.ZipFile(built).namelist() if n.endswith(".py")]
-    assert "lessonkit.sample" in modules
+@pytest.fixture(scope="module")
+def modules(built):
+    "The names of all modules in the wheel."
+    files = [name for name in zipfile.ZipFile(built).namelist() if name.endswith(".py")]
+    modules = [f[:-3].replace("/", ".").removesuffix(".__init__") for f in files]
+    assert len(modules) > 20
+    assert "lessonkit.all" in modules
+    return modules
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes can be forked here")
+def test_every_module_imports_by_itself(python, tmp_path, modules):
+    "Each in a fork of one process without lessonkit: none needs what another has imported."
+    run(python, f"""
+        import importlib, os, sys
+        import torchvision, timm, pandas, scipy.stats
+
+        failed = []
+        for module in {modules}:
+            assert "lessonkit" not in sys.modules
+            pid = os.fork()
+            if not pid:
+                importlib.import_module(module)
+                os._exit(0)
+            if os.waitpid(pid, 0)[1]: failed.append(module)
+        sys.exit(" ".join(failed) or 0)""", tmp_path)
+
+
+@pytest.mark.nightly
+def test_every_module_imports_in_an_interpreter_of_its_own(python, tmp_path, modules):
     for module in modules: run(python, f"import {module}", tmp_path)
 
 
-needs_learner = pytest.mark.skipif(not (ROOT / "lessonkit/all.py").exists(), reason="lessonkit.all is not there yet")
-
-
-@needs_learner
-def test_all_exports_public_names_only(python, tmp_path):
+def test_all_holds_public_names_only(python, tmp_path):
     names = run(python, """
         import builtins
         before = set(dir(builtins))
@@ -76,55 +115,69 @@ def test_all_exports_public_names_only(python, tmp_path):
     assert names.strip() == "[]"
 
 
-@needs_learner
-def test_trains_outside_the_repository(python, tmp_path):
+def test_training_works_outside_the_repository(python, tmp_path):
     out = run(python, """
         from pathlib import Path
         import torch
-        from lessonkit.data import sample
         from lessonkit.all import ImageData, Learner
+        from lessonkit.data import sample
         torch.set_num_threads(1)
         path = sample.tiny(Path("tiny"))
-        data = ImageData.from_name_re(path, None, r"^(.+)_\\d+\\.", size=32, bs=8)
+        data = ImageData.from_name_re(path, r"^(.+)_\\d+\\.", size=32, bs=8)
         learn = Learner(data, weights=None, arch="resnet18")
         learn.fit_one_cycle(1)
         preds = learn.get_preds()
-        assert preds.probs.shape == (len(preds), data.c) and data.c == 3
+        assert preds.probs.shape == (len(preds), data.c)
+        assert data.c == 3
         assert torch.allclose(preds.probs.sum(1), torch.ones(len(preds)), atol=1e-5)
         print("trained")""", tmp_path)
     assert out.splitlines()[-1] == "trained"
 
 
-@needs_learner
-def test_readme_example_runs(python, tmp_path):
+def test_the_example_in_the_readme_runs(python, tmp_path):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
-    code = "from pathlib import Path\nfrom lessonkit import sample\nimport matplotlib; matplotlib.use('agg')\nsample.tiny(Path('photos'))\n" + example
-    (tmp_path / "example.py").write_text(code)
+    before = textwrap.dedent("""\
+        from pathlib import Path
+        from lessonkit.data import sample
+        import matplotlib
+        matplotlib.use("agg")
+        sample.tiny(Path("photos"))
+        """)
+    (tmp_path / "example.py").write_text(before + example)
     run(python, "exec(open('example.py').read())", tmp_path)
 
 
-def test_first_cell_installs_the_kit(built, tmp_path):
-    "A lesson's first cell, where there is no lessonkit and LESSONKIT_SOURCE is the wheel."
+def test_the_first_cell_of_a_lesson_installs_the_kit(built, tmp_path):
+    "Where there is no lessonkit, and LESSONKIT_SOURCE is the wheel."
     bare = kit_wheel.environment(tmp_path / "env")
-    assert run(bare, "import importlib.util; print(importlib.util.find_spec('lessonkit'))", tmp_path).strip() == "None"
+    find = "from importlib.util import find_spec; print(find_spec('lessonkit'))"
+    assert run(bare, find, tmp_path).strip() == "None"
     cell = first_cells.cells(ROOT, "nbs/lessons/01_pets.ipynb")[1]
-    out = run(bare, cell + "\nimport lessonkit; print(lessonkit.__file__)", tmp_path, LESSONKIT_SOURCE=str(built), PIP_NO_INDEX="1")
-    assert "GPU" in out and Path(out.splitlines()[-1]).is_relative_to(tmp_path)
-    (tmp_path / "again").mkdir()   # and when the kit is there, it installs nothing
+    where = "\nimport lessonkit; print(lessonkit.__file__)"
+    out = run(bare, cell + where, tmp_path, LESSONKIT_SOURCE=str(built), PIP_NO_INDEX="1")
+    assert "GPU" in out
+    assert Path(out.splitlines()[-1]).is_relative_to(tmp_path)
+    (tmp_path / "again").mkdir()   # once the kit is there, nothing is installed
     assert "GPU" in run(bare, cell, tmp_path / "again", LESSONKIT_SOURCE="/no/such/wheel.whl")
 
 
-def test_first_cell_says_when_it_cannot(tmp_path):
+def test_the_first_cell_fails_without_a_wheel(tmp_path):
     bare = kit_wheel.environment(tmp_path / "env")
     cell = first_cells.cells(ROOT, "nbs/lessons/01_pets.ipynb")[1]
-    done = subprocess.run([str(bare), "-I", "-c", cell], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "LESSONKIT_SOURCE": str(tmp_path / "lessonkit-0.0-py3-none-any.whl"), "PIP_NO_INDEX": "1"},
-                          text=True, capture_output=True)
-    assert done.returncode != 0 and "CalledProcessError" in done.stderr
+    missing = str(tmp_path / "lessonkit-0.0-py3-none-any.whl")
+    env = {"PATH": "/usr/bin:/bin", "LESSONKIT_SOURCE": missing, "PIP_NO_INDEX": "1"}
+    command = [str(bare), "-I", "-c", cell]
+    done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
+    assert done.returncode != 0
+    assert "CalledProcessError" in done.stderr
 
 
-def test_first_cell_names_the_repository():
-    badges, install = first_cells.cells(ROOT, "nbs/lessons/01_pets.ipynb")
-    ini = dict(line.split(" = ", 1) for line in (ROOT / "settings.ini").read_text().splitlines() if " = " in line)
-    assert f"git+https://github.com/{ini['user']}/{ini['repo']}" in install
-    assert badges.count(f"github.com/{ini['user']}/{ini['repo']}/blob/{ini['branch']}/nbs/lessons/01_pets.ipynb") + badges.count(
-        f"github/{ini['user']}/{ini['repo']}/blob/{ini['branch']}/nbs/lessons/01_pets.ipynb") == 2
+def test_first_cells_name_the_repository():
+    lesson = "nbs/lessons/01_pets.ipynb"
+    badges, install = first_cells.cells(ROOT, lesson)
+    lines = (ROOT / "settings.ini").read_text().splitlines()
+    ini = dict(line.split(" = ", 1) for line in lines if " = " in line)
+    repository = f"{ini['user']}/{ini['repo']}"
+    page = f"{repository}/blob/{ini['branch']}/{lesson}"
+    assert f"git+https://github.com/{repository}" in install
+    assert badges.count(f"github.com/{page}") + badges.count(f"github/{page}") == 2

@@ -1,7 +1,7 @@
 """The two cells that every lesson begins with, badges and the installation of the kit.
 
-`python tools/first_cells.py --write` writes them into all lessons. Without --write it prints both
-cells of a lesson. Their text is here and nowhere else; tools/checks.py compares the lessons with it.
+`python tools/first_cells.py --write` writes them into all lessons; without --write it prints both
+cells of a lesson. Their text is here and nowhere else: tools/checks.py compares the lessons.
 """
 import sys
 from configparser import ConfigParser
@@ -20,7 +20,7 @@ BADGES = (
     f"({KAGGLE}/kernels/welcome?src={{git_url}}/blob/{{branch}}/{{path}})"
 )
 INSTALL = '''\
-# Colab and Kaggle come without the kit: this cell installs it. At home, `make lesson` has done that.
+# Colab and Kaggle come without the kit: this cell installs it. At home, `make lesson` did.
 import glob, importlib.util, os, subprocess, sys
 if importlib.util.find_spec("lessonkit") is None:
     # Where the internet is off, the kit may be attached to the notebook as a data set.

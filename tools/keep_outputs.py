@@ -1,6 +1,8 @@
-"""Put the outputs of an executed lesson into the notebook in nbs/: `python tools/keep_outputs.py out/01_pets.ipynb`.
+"""Copy the outputs of an executed lesson into the notebook in nbs/.
 
-Pictures that are not the project's stay out: a cell that draws some says so in a comment (MARK), and is committed without its output.
+`python tools/keep_outputs.py out/01_pets.ipynb`. Photographs that are not the project's stay out:
+a cell that shows some says so in a comment (MARK), and is committed without its output.
+`--strip` clears the outputs of such cells in all notebooks.
 """
 import re, sys
 from pathlib import Path
@@ -11,29 +13,37 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^\s*# output not committed\b", re.M)
 
 
+def code_cells(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
 def strip(nb):
     "Clear the outputs of all marked cells; returns how many had some."
-    marked = [c for c in nb.cells if c.cell_type == "code" and MARK.search(c.source) and c.outputs]
+    marked = [cell for cell in code_cells(nb) if MARK.search(cell.source) and cell.outputs]
     for cell in marked: cell.outputs, cell.execution_count = [], None
     return len(marked)
 
 
 def keep(executed, root=ROOT):
-    "Copy outputs from the notebook `executed` to the lesson of the same name, whose code must be the same."
+    "Copy outputs from the notebook `executed` to the lesson of the same name, with the same code."
     path = next((root / "nbs").rglob(executed.name))
-    ran, nb = nbformat.read(executed, 4), nbformat.read(path, 4)
-    theirs, ours = ([c for c in n.cells if c.cell_type == "code"] for n in (ran, nb))
-    if [c.source for c in theirs] != [c.source for c in ours]: sys.exit(f"{path.name} has changed since it was run: run it again")
-    for old, new in zip(ours, theirs): old.outputs, old.execution_count = new.outputs, new.execution_count
-    print(f"{path.name}: outputs kept, of {strip(nb)} marked cells left out")
+    nb = nbformat.read(path, 4)
+    new_cells, old_cells = code_cells(nbformat.read(executed, 4)), code_cells(nb)
+    if [cell.source for cell in new_cells] != [cell.source for cell in old_cells]:
+        sys.exit(f"{path.name} has changed since it was run: run it again")
+    for old, new in zip(old_cells, new_cells):
+        old.outputs, old.execution_count = new.outputs, new.execution_count
+    print(f"{path.name}: outputs copied, except those of {strip(nb)} marked cells")
     nbformat.write(nb, path)
 
 
 def problems(root=ROOT):
-    "No marked cell has an output."
+    "Notebooks that have outputs in marked cells."
     found = []
     for path in sorted((root / "nbs").rglob("*.ipynb")):
-        if n := strip(nbformat.read(path, 4)): found.append(f"{path.name}: {n} cells whose output must not be committed have some: python tools/keep_outputs.py --strip")
+        if n := strip(nbformat.read(path, 4)):
+            found.append(f"{path.name}: {n} cells whose output must not be committed have some: "
+                         "python tools/keep_outputs.py --strip")
     return found
 
 

@@ -1,4 +1,7 @@
-"""The wheel, and environments that have it and nothing of the repository: `python tools/kit_wheel.py FOLDER` builds it there."""
+"""The wheel, and environments that have it and nothing of the repository.
+
+`python tools/kit_wheel.py FOLDER` builds the wheel in a folder.
+"""
 import importlib.util, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -6,34 +9,40 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def build(folder, root=ROOT):
-    "Build the wheel from a copy, so that what an earlier build left (build/lib, egg-info) cannot slip in; returns its path."
-    with tempfile.TemporaryDirectory() as tmp:
+    "Build the wheel in `folder`; returns its path."
+    with tempfile.TemporaryDirectory() as tmp:   # a copy, without what an earlier build left
         for name in ("pyproject.toml", "README.md", "LICENSE"): shutil.copy(root / name, tmp)
-        shutil.copytree(root / "lessonkit", f"{tmp}/lessonkit", ignore=shutil.ignore_patterns("__pycache__", "_modidx.py"))
-        run([sys.executable, "-P", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), tmp])
+        ignored = shutil.ignore_patterns("__pycache__", "_modidx.py")
+        shutil.copytree(root / "lessonkit", f"{tmp}/lessonkit", ignore=ignored)
+        run([sys.executable, "-P", "-m", "build", "--wheel", "--no-isolation",
+             "--outdir", str(folder), tmp])
     return next(Path(folder).glob("lessonkit-*.whl"))
 
 
 def environment(folder, wheel=None, coverage=False):
-    """A new environment in `folder` that shares torch and the other heavy packages with this one; returns its python.
+    """A new environment in `folder` that shares torch and other large packages with this one.
 
-    The sharing is one line in a .pth file. Such a line is a plain folder: the .pth files *in* it are not read, so an
-    editable lessonkit installed there stays invisible, and the wheel is the only lessonkit there can be.
+    Returns its python. The sharing is one line in a .pth file, which names a folder. The .pth files
+    in that folder are not read, so an editable lessonkit installed there stays invisible, and the
+    wheel is the only lessonkit there can be.
     """
     run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
     python = Path(folder) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
-    heavy = Path(importlib.util.find_spec("torch").origin).parents[1]
-    (site / "shared.pth").write_text(f"{heavy}\n")
-    if coverage: (site / "zz_coverage.pth").write_text("import coverage; coverage.process_startup()\n")
-    if wheel: run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)])
+    shared = Path(importlib.util.find_spec("torch").origin).parents[1]
+    (site / "shared.pth").write_text(f"{shared}\n")
+    if coverage:
+        (site / "zz_coverage.pth").write_text("import coverage; coverage.process_startup()\n")
+    if wheel:
+        run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)])
     return python
 
 
 def run(command):
-    "Run it; its output when it went well, an error with all it said when not."
+    "The output of a command. Raises `RuntimeError` with all that it printed if it fails."
     done = subprocess.run([str(c) for c in command], text=True, capture_output=True)
-    if done.returncode: raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
 
 

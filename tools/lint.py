@@ -35,10 +35,6 @@ LONG_LINES_ALLOWED = [
     "nbs/15_distil.ipynb",
     "nbs/20_all.ipynb",
     "nbs/core/00_testing.ipynb",
-    "nbs/lessons/01_pets.ipynb",
-    "nbs/lessons/02_better_model.ipynb",
-    "nbs/lessons/03_dogs_cats.ipynb",
-    "nbs/lessons/05_from_scratch.ipynb",
     "tests/benchmarks/accuracy.py",
     "tests/benchmarks/architectures.py",
     "tests/benchmarks/bare.py",
@@ -76,11 +72,6 @@ LONG_LINES_ALLOWED = [
     "tests/test_stop.py",
     "tests/test_wheel.py",
     "tools/checks.py",
-    "tools/first_cells.py",
-    "tools/keep_outputs.py",
-    "tools/kit_wheel.py",
-    "tools/readme.py",
-    "tools/run_lesson.py",
     "tools/run_tests.py",
 ]
 

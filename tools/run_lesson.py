@@ -1,8 +1,9 @@
-"""Run lessons from top to bottom without a screen: `python tools/run_lesson.py 1` or `... all` (see --help).
+"""Run lessons from top to bottom without a browser: `python tools/run_lesson.py 1` or `... all`.
 
 The executed notebook and an HTML page of it go to out/; the notebook in nbs/ is left as it is.
 """
-import argparse, datetime, platform, subprocess, sys, time
+import argparse, platform, subprocess, sys, time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import nbformat
@@ -13,10 +14,11 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = "final error rate"   # a lesson's last lines print one line that begins so
+RESULT = "final error rate"   # the last cell of a lesson prints one line that begins like this
 
 
 def lessons(which):
+    "The notebook of a lesson, by its number, or those of all lessons. Exits if there is none."
     found = sorted((ROOT / "nbs/lessons").glob("[0-9]*.ipynb"))
     if which != "all": found = [p for p in found if p.name.startswith(f"{int(which):02}_")]
     if not found: sys.exit(f"there is no lesson {which} in nbs/lessons")
@@ -25,61 +27,100 @@ def lessons(which):
 
 def title(cell):
     "The first line of code that is not a comment: what the terminal shows of a cell."
-    lines = [line for line in cell.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    return (lines or [""])[0][:70]
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    code = [line for line in lines if not line.lstrip().startswith("#")]
+    return code[0][:70] if code else ""
+
+
+def git(*words):
+    "What a git command prints; empty if it fails."
+    command = ["git", *words]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True).stdout.strip()
 
 
 def stamp():
-    "Which code ran, when, where: so that a page found later can be believed."
-    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, text=True, capture_output=True).stdout.strip()
+    "Which code ran, when, and with which Python: an HTML page says where it comes from."
     commit = git("rev-parse", "--short=10", "HEAD") or "unknown"
     if git("status", "--porcelain", "--untracked-files=no"): commit += " with uncommitted changes"
-    return dict(commit=commit, time=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), python=platform.python_version())
+    now = datetime.now(timezone.utc)
+    return dict(commit=commit, time=now.strftime("%Y-%m-%d %H:%M UTC"),
+                python=platform.python_version())
 
 
 class Kernel(AsyncKernelManager):
-    "The kernel of the environment this runs in, not what some other installation has registered as python3."
+    "The kernel of this environment, not what another installation has registered as python3."
     def _kernel_spec_manager_default(self): return KernelSpecManager(kernel_dirs=[])
 
 
-def execute(path, out, limit=3600):
-    "Run the notebook at `path`, write it and its page to `out`; returns the line with the result, or None. `limit` is seconds for one cell."
-    nb, mark, began = nbformat.read(path, 4), stamp(), time.perf_counter()
-    code = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and cell.source.strip()]
+def run_cells(nb, folder, limit):
+    "Execute all cells in `folder`, print how long each took; returns the error, or None."
+    code = [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and c.source.strip()]
+    began = {}
 
     def starts(cell, cell_index):
         if cell_index not in code: return
-        cell.began = time.perf_counter()
-        print(f"[{code.index(cell_index) + 1:3}/{len(code)}] {title(cell):70} ", end="", flush=True)
+        began[cell_index] = time.perf_counter()
+        number = code.index(cell_index) + 1
+        print(f"[{number:3}/{len(code)}] {title(cell):70} ", end="", flush=True)
 
-    def ends(cell, cell_index, **_): print(f"{time.perf_counter() - cell.pop('began'):7.1f} s", flush=True)
+    def ends(cell, cell_index, **_):
+        print(f"{time.perf_counter() - began[cell_index]:7.1f} s", flush=True)
 
-    quiet = ["--IPKernelApp.log_level=ERROR"]   # or it warns, on every start, of ports that only this machine can reach
-    client = NotebookClient(nb, kernel_manager_class=Kernel, kernel_name="python3", extra_arguments=quiet, timeout=limit, resources={"metadata": {"path": str(path.parent)}}, on_cell_start=starts, on_cell_executed=ends)
-    error = None
+    # Without this, each start warns of ports that only this machine can reach.
+    quiet = ["--IPKernelApp.log_level=ERROR"]
+    client = NotebookClient(
+        nb, kernel_manager_class=Kernel, kernel_name="python3", extra_arguments=quiet,
+        timeout=limit, resources={"metadata": {"path": str(folder)}},
+        on_cell_start=starts, on_cell_executed=ends)
     try: client.execute()
-    except CellExecutionError as caught: error = caught
-    for cell in nb.cells: cell.pop("began", None)
+    except CellExecutionError as error: return error
+    return None
 
-    seconds = time.perf_counter() - began
+
+def printed_lines(nb):
+    "All lines that the cells of an executed notebook have printed."
+    outputs = [o for cell in nb.cells for o in cell.get("outputs", [])]
+    return "".join(o.text for o in outputs if o.get("name") == "stdout").splitlines()
+
+
+def execute(path, out, limit=3600):
+    """Run the notebook at `path`, and write it and its page to the folder `out`.
+
+    `limit` is the number of seconds that a cell may take. Returns the line with the result, or
+    None. Exits with the error if a cell raises one, after writing both files.
+    """
+    nb = nbformat.read(path, 4)
+    mark = stamp()
+    began = time.perf_counter()
+    error = run_cells(nb, path.parent, limit)
+    minutes = (time.perf_counter() - began) / 60
+
     nb.metadata["lessonkit"] = mark
     nb.cells.append(nbformat.v4.new_markdown_cell(
-        f"*Run from commit {mark['commit']} on {mark['time']}, Python {mark['python']}, in {seconds / 60:.1f} minutes.*"))
+        f"*Run from commit {mark['commit']} on {mark['time']}, Python {mark['python']}, "
+        f"in {minutes:.1f} minutes.*"))
     out.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nb, out / path.name)
-    (out / path.name).with_suffix(".html").write_text(HTMLExporter().from_notebook_node(nb)[0], encoding="utf-8")
-    for file in (out / path.name, (out / path.name).with_suffix(".html")): print(file)
+    notebook = out / path.name
+    page = notebook.with_suffix(".html")
+    nbformat.write(nb, notebook)
+    page.write_text(HTMLExporter().from_notebook_node(nb)[0], encoding="utf-8")
+    print(notebook, page, sep="\n")
     if error: sys.exit(f"{path.name} stopped at an error:\n{error}")
-    printed = "".join(o.text for cell in nb.cells for o in cell.get("outputs", []) if o.get("name") == "stdout").splitlines()
-    return next((line for line in reversed(printed) if line.startswith(RESULT)), None)
+    results = [line for line in printed_lines(nb) if line.startswith(RESULT)]
+    return results[-1] if results else None
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("which", help="a lesson's number, or all")
+    parser.add_argument("--out", type=Path, default=ROOT / "out",
+                        help="where the executed notebook and its page go")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds that one cell may take")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("which", help="a lesson's number, or all")
-    parser.add_argument("--out", type=Path, default=ROOT / "out", help="where the executed notebook and its page go")
-    parser.add_argument("--limit", type=int, default=3600, help="seconds that one cell may take")
-    args = parser.parse_args()
+    args = parse_arguments()
     for path in lessons(args.which):
-        print(f"{path.name}", flush=True)
+        print(path.name, flush=True)
         print(execute(path, args.out, args.limit) or f"{path.name} prints no {RESULT}")

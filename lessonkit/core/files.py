@@ -93,6 +93,7 @@ def save_tensors(
                                "before is untouched. Give Learner another model_dir=, a folder "
                                "that can be written to and has room") from e
 
+# %% ../../nbs/core/01_files.ipynb #74b18009
 def load_tensors(
     path: Path, # of a file that `save_tensors` wrote
 ) -> tuple[dict[str, Tensor], dict]: # the tensors, and the metadata

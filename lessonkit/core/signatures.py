@@ -24,6 +24,7 @@ def _parameter_lines(source: str) -> dict[int, str]:
             if token.string == ":" and depth == 0: break
     return comments
 
+# %% ../../nbs/core/04_signatures.ipynb #ef31f6ab
 @cache
 def parameter_comments(
     function: Callable, # written in a file or a notebook
@@ -45,6 +46,7 @@ def _show(function: Callable, signature: inspect.Signature, doc: str, comments: 
     function.__signature__ = signature
     function.__doc__ = "\n".join([doc, *(["", "Parameters:"] if rows else []), *rows])
 
+# %% ../../nbs/core/04_signatures.ipynb #1c1c791b
 _P, _R = ParamSpec("_P"), TypeVar("_R")
 
 def forwards_to(

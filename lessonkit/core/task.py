@@ -64,6 +64,7 @@ def plain_value(
         if isinstance(value, kind): return kind(value)
     raise TypeError(f"a label is text, a number or a bool; got {value!r} ({type(value).__name__})")
 
+# %% ../../nbs/core/03_task.ipynb #96460fb6
 def is_sequence(
     label: Any, # what a table or a function gave as a label
 ) -> bool:
@@ -166,6 +167,7 @@ def label_kind(
     if not is_sequence(first): return "number" if is_float(first) else "single"
     return "number" if len(first) and all(map(is_float, first)) else "multi"
 
+# %% ../../nbs/core/03_task.ipynb #26bc6cdb
 def flat_labels(
     labels: Iterable, # one label for each image
     kind: str, # "single" or "multi"

@@ -23,6 +23,7 @@ def _as_array(value: Any) -> Any:
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
+# %% ../../nbs/core/00_testing.ipynb #2edacdaf
 def is_equal(
     a: Any, # a tensor, array, table, list, tuple, dict, or anything with ==
     b: Any,
@@ -56,6 +57,7 @@ def assert_equal(
     if not is_equal(actual, expected):
         raise AssertionError(f"not equal{_both(actual, expected, 'expected')}")
 
+# %% ../../nbs/core/00_testing.ipynb #12503da9
 def assert_not_equal(
     actual: Any, # what was computed
     other: Any, # what it should differ from
@@ -100,6 +102,7 @@ def assert_in(
     if item not in container:
         raise AssertionError(f"not in it{_both(item, container, 'container')}")
 
+# %% ../../nbs/core/00_testing.ipynb #9c9eece6
 def assert_not_in(
     item: Any, # a value, or a piece of text
     container: Any, # a list, dict, set or text
@@ -114,6 +117,7 @@ class Caught:
     value: Exception | None = None # the error
     warnings: list[warnings.WarningMessage] # everything that was warned of
 
+# %% ../../nbs/core/00_testing.ipynb #dacd9f05
 @contextmanager
 def assert_raises(
     error: type[BaseException] | tuple[type[BaseException], ...], # kind of error, or kinds
@@ -128,6 +132,7 @@ def assert_raises(
             raise AssertionError(f"another message{_both(str(e), text, 'expected')}") from e
     else: raise AssertionError(f"nothing was raised, expected {error} with {text!r}")
 
+# %% ../../nbs/core/00_testing.ipynb #2b54bd46
 @contextmanager
 def assert_warns(
     text: str = "", # regular expression to be found in one of the warnings

@@ -35,6 +35,7 @@ def _paragraph_html(text: str, tag: str = "div") -> str:
         return f"<pre style='margin:.4em 0'>{escape(code)}</pre>"
     return f"<{tag}>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)) + f"</{tag}>"
 
+# %% ../../nbs/course/00_exercises.ipynb #9bda2544
 @dataclass(frozen=True)
 class Feedback:
     "The reply to an answer, or a hint or solution; true only for a right answer."
@@ -92,6 +93,7 @@ def _read_exercise(name: str, lesson: int, checker: Callable) -> Exercise:
     if len(praise) > 1: raise ValueError(f"one 'Right:' is enough, found {len(praise)}")
     return Exercise(name, lesson, checker, question[0], tuple(hints), solutions[0], *praise)
 
+# %% ../../nbs/course/00_exercises.ipynb #267e7997
 def exercise(
     name: str, # for `check`, `hint` and `solution`
     lesson: int, # number of the lesson that asks it
@@ -127,6 +129,7 @@ def _find(name: str) -> Exercise:
 class UnreadableAnswer(Exception):
     "The answer isn't of the kind the question asks for; the message says what is."
 
+# %% ../../nbs/course/00_exercises.ipynb #638322ea
 def check(
     name: str, # of the exercise
     answer: Any = ..., # what the question asks for: numbers, names, a pattern, a function
@@ -159,6 +162,7 @@ def hint(
     if n == count: more = f"That was the last hint; `solution({name!r})` shows the solution."
     return Feedback("hint", f"Hint {n} of {count}: {hints[n - 1]}\n\n{more}")
 
+# %% ../../nbs/course/00_exercises.ipynb #306eff3a
 def solution(
     name: str, # of the exercise
 ) -> Feedback:
@@ -173,6 +177,7 @@ def _to_floats(answer: Any) -> list[float]:
     if isinstance(answer, dict): answer = list(answer.values())
     return np.asarray(answer, dtype=float).ravel().tolist()
 
+# %% ../../nbs/course/00_exercises.ipynb #3fc75419
 def read_numbers(
     answer: Any, # a number, numbers in any form (list, array, tensor, dict), or an `Interval`
     n: int | None, # how many there should be; None: one or more
@@ -200,6 +205,7 @@ def read_words(
     if isinstance(answer, (set, frozenset)) and not ordered: answer = list(answer)
     return ", ".join(map(str, answer)) if isinstance(answer, (list, tuple)) else ""
 
+# %% ../../nbs/course/00_exercises.ipynb #9c963f6c
 def read_function(
     answer: Any,
     example: str, # how to pass it: "check('cats', cat_or_dog)"
@@ -218,6 +224,7 @@ def is_close(
     "Are two numbers nearly the same?"
     return math.isclose(a, b, rel_tol=tol, abs_tol=1e-12)
 
+# %% ../../nbs/course/00_exercises.ipynb #249586dd
 def all_close(
     found: float | Iterable[float], # a number or numbers
     expected: float | Iterable[float], # as many
@@ -227,6 +234,7 @@ def all_close(
     pairs = zip(np.ravel(found).tolist(), np.ravel(expected).tolist(), strict=True)
     return all(is_close(a, b, tol) for a, b in pairs)
 
+# %% ../../nbs/course/00_exercises.ipynb #4277c1cb
 def known_mistake(
     found: float | Iterable[float], # the answer, a number or numbers
     mistakes: dict, # {wrong answer, a number or a tuple of them: what happened}
@@ -245,6 +253,7 @@ def assert_right(
     feedback = check(name, answer)
     if not feedback: raise AssertionError(f"{answer!r} should be right: {feedback}")
 
+# %% ../../nbs/course/00_exercises.ipynb #cee954cc
 def assert_told(
     name: str, # of the exercise
     answer: Any, # a wrong one

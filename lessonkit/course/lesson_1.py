@@ -291,20 +291,20 @@ def check_overfitting(answer):
 def check_interval(answer):
     """
     A model is wrong on 24 of 240 pictures. What is its error rate, and what are the two ends of
-    Wilson's 95% interval? Three numbers, or what `wilson` returns.
+    Wilson's 95% interval? Three numbers, or what `wilson_interval` returns.
 
     Hint: The error rate is the share of mistakes, 24 / 240.
 
     Hint: `wilson_interval(k, n)` takes how many were counted, and out of how many.
 
-    Solution: `wilson_interval(24, 240)` says 10.0% (6.8% to 14.4%). With 240 pictures you can't tell
-    apart     a model that is wrong on 8% and one that is wrong on 12%. More epochs don't help; more
-    validation images do.
+    Solution: `wilson_interval(24, 240)` says 10.0% (6.8% to 14.4%). With 240 pictures you can't
+    tell apart a model that is wrong on 8% and one that is wrong on 12%. More epochs don't help;
+    more validation images do.
 
     Right: With 240 pictures you can't tell apart two models whose error rates both lie in there.
     """
     found = read_numbers(answer, 3, "three numbers (the error rate and the two ends of its "
-                                    "interval) or what `wilson` returns")
+                                    "interval) or what `wilson_interval` returns")
     if 1 < found[0] <= 100: found = [v / 100 for v in found]  # percent
     right = wilson_interval(24, 240)
     if all_close(found, (right.value, right.low, right.high), .03): return None
@@ -384,6 +384,7 @@ def _file_name(item, files):
     raise UnreadableAnswer(f"Positions in the validation set go from 0 to {len(files) - 1}, "
                            f"and {i} is not among them.")
 
+# %% ../../nbs/course/01_lesson_1.ipynb #3ebeb90c
 def _read_files(answer, files):
     if isinstance(answer, (str, Path)): answer = [answer]
     if hasattr(answer, "file"): answer = answer.file  # a table of them

@@ -87,6 +87,7 @@ def _read_groups(answer):
     raise UnreadableAnswer("Expected names from early body, late body and head, "
                            "such as `['early body', 'head']`.")
 
+# %% ../../nbs/course/02_lesson_2.ipynb #ba095255
 @exercise("groups", lesson=2)
 def check_groups(answer):
     """
@@ -296,6 +297,7 @@ class _Recorder:
         raise UnreadableAnswer("It calls `fine_tune` itself. "
                                "Use `freeze`, `unfreeze` and `fit_one_cycle`.")
 
+# %% ../../nbs/course/02_lesson_2.ipynb #23fad1e2
 @exercise("by-hand", lesson=2)
 def check_by_hand(answer):
     """
@@ -344,6 +346,7 @@ def _phases_mistake(calls, epochs):
     if (epochs1, epochs2) != (1, epochs):
         return f"It trains {epochs1} and then {epochs2} epochs. It should be 1 and {epochs}."
 
+# %% ../../nbs/course/02_lesson_2.ipynb #1cbdbc41
 def _rates_mistake(calls, lr):
     (*_, rates1), (*_, rates2) = calls
     if not is_close(rates1[-1], lr):

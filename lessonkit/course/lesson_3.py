@@ -244,6 +244,7 @@ def check_how_many_cycles(answer):
     return mistakes.get(cycles, "Add up 1, 2, 4, ... until you have 31, and count how many you "
                                 "needed.")
 
+# %% ../../nbs/course/03_lesson_3.ipynb #4d24c8ac
 def _last_cycle_mistake(epochs):
     if epochs == 31:
         return "All together they take 31 epochs. How many of those belong to the last one?"
@@ -261,6 +262,7 @@ def _read_rates(answer):
                                    "This slice can't be read.") from None
     return read_numbers(answer, 3, "three learning rates, the early body's first")
 
+# %% ../../nbs/course/03_lesson_3.ipynb #cad924c3
 @exercise("rates-by-five", lesson=3)
 def check_rates_by_five(answer):
     """
@@ -354,6 +356,7 @@ def _means(one):
     "The mean of `one(label, probability)` for each of the inputs."
     return tuple(sum(map(one, acts, preds)) / len(acts) for acts, preds in _LOSS_INPUTS)
 
+# %% ../../nbs/course/03_lesson_3.ipynb #e16b0724
 def _loss_mistakes():
     sums = tuple(sum(map(_loss, acts, preds)) for acts, preds in _LOSS_INPUTS)
     first = tuple(_loss(acts[0], preds[0]) for acts, preds in _LOSS_INPUTS)

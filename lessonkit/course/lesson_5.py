@@ -50,6 +50,7 @@ def check_five_lines(answer):
         return ("Line 4 clears the slopes right before line 1 would use them. The model would "
                 "never learn anything, and there would be no error message.")
 
+# %% ../../nbs/course/05_lesson_5.ipynb #850a8a57
 def _read_order(answer):
     if isinstance(answer, str): answer = re.findall(r"\d", answer)
     return read_numbers(answer, 5, "five numbers, the order of the lines")

@@ -85,6 +85,7 @@ def add_ball(
     axes = animal.rotation @ turn * np.asarray(radii, float)
     animal.parts.append(Part(kind, animal.to_camera(center), axes, **more))
 
+# %% ../../nbs/data/12_anatomy.ipynb #53e6ef7f
 def add_pair(
     animal: Animal,
     kind: int, # SKULL to TAIL
@@ -129,6 +130,7 @@ def add_leaf(
     axes = np.stack([u, v, normal], 1)
     animal.parts.append(Part(EAR, animal.to_camera(base), axes, is_leaf=True))
 
+# %% ../../nbs/data/12_anatomy.ipynb #946e3e70
 def add_paw(
     animal: Animal,
     x: float, # center, in the animal's frame
@@ -163,6 +165,7 @@ def _add_cat_face(a, long, wide):
     add_ball(a, NOSE, nose_tip, (.12, .075, .08), blend=.03)
     return nose_tip
 
+# %% ../../nbs/data/12_anatomy.ipynb #4cfd8da7
 def _add_dog_face(a, long, wide, rng):
     add_ball(a, SKULL, (0, -.05, 0), (.86, .84, .86))
     add_pair(a, SKULL, (.42, .25, .25), (.42 * wide, .45, .5))
@@ -196,6 +199,7 @@ def _add_ears(a, kind, size, is_cat, rng):
         flap = (.26 * size, .12, .22)
         add_pair(a, EAR, (.62 + .3 * size, -.42, .14), flap, roll=1. + tilt, blend=.05)
 
+# %% ../../nbs/data/12_anatomy.ipynb #1d2254a1
 def _add_pricked_ear(a, side, size, is_cat, spread, tilt):
     if is_cat:
         base, height = (side * .56, -.52, .05), -.25 - .75 * size
@@ -230,6 +234,7 @@ class _Stance(NamedTuple):
     tail_direction: tuple # where the tail points at its root
     drift: tuple # how that direction changes along the tail
 
+# %% ../../nbs/data/12_anatomy.ipynb #b1a00f09
 def _stand(a, w, leg, thick, is_cat, rng):
     ground = 1.15 + 1.15 * leg
     add_ball(a, TORSO, (0, 0, 1.15), (.8 * w, .95 * w, 1.))
@@ -263,6 +268,7 @@ def _sit(a, w, thick):
     return _Stance(ground, head=(0, -1.35, .75), chest=(0, -.2, .5),
                    tail=(0, 2.1, -.9), tail_direction=(1, .15, .1), drift=(.5, 0, .45))
 
+# %% ../../nbs/data/12_anatomy.ipynb #c6b6a76c
 def _lie(a, w, thick, is_cat):
     ground = 1.3
     add_ball(a, TORSO, (0, .35, -.3), (.9 * w, .88, 1.7))

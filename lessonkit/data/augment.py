@@ -111,6 +111,7 @@ def random_crop_maps(
     x, y = draws.uniform(-1, 1), draws.uniform(-1, 1)
     return placed_crop_maps(x, y, side, extents, slide=1. if augment.random_crop else 0.)
 
+# %% ../../nbs/data/04_augment.ipynb #88d88167
 def random_tilt_maps(
     draws: RandomDraws, # where the numbers come from
     augment: Augment, # what varies
@@ -159,6 +160,7 @@ def change_lighting(
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.device)[:, None, None, None]
 
+# %% ../../nbs/data/04_augment.ipynb #a06f9ae6
 def _logit_lighting(x: Tensor, most: float, p: float, draws: RandomDraws) -> Tensor:
     brightness = draws.uniform(.5 * (1 - most), .5 * (1 + most)).logit()
     shift = _per_image(draws.sometimes(p, brightness, 0.), x)

@@ -21,6 +21,7 @@ class Coat(NamedTuple):
     base: str # six hexadecimal digits
     layers: tuple[Layer, ...]
 
+# %% ../../nbs/data/10_breeds.ipynb #4b48fafc
 def coat(
     base: str, # six hexadecimal digits
     **layers: tuple[str, float], # pattern=(color, strength)

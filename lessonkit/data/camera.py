@@ -48,6 +48,7 @@ def _bounds(parts):
     high = np.max([part.center[:2] + half for part, half in zip(parts, halves)], 0)
     return low, high
 
+# %% ../../nbs/data/13_camera.ipynb #3feb00a2
 def _frame(parts, head_center, shape, rng):
     "Scale of a picture of this shape, and where in it the middle of the body is."
     low, high = _bounds(parts)
@@ -154,6 +155,7 @@ def _window(part, width, height, fringe):
     if left >= right or top >= bottom: return None
     return np.s_[top:bottom, left:right]
 
+# %% ../../nbs/data/13_camera.ipynb #6748d283
 def render(
     parts: list[Part], # in pixels
     width: int, # of the picture, in pixels

@@ -24,6 +24,7 @@ def from_linear(
     "The root of linear light: the numbers of a picture file, as fractions of 255."
     return np.sqrt(np.clip(light, 0, 1))
 
+# %% ../../nbs/data/11_canvas.ipynb #6170fde9
 def to_image(
     values: np.ndarray, # (h, w) gray or (h, w, 3) rgb, 0 to 1; values outside are clipped
 ) -> Image.Image:

@@ -148,6 +148,7 @@ def _bib(s):
     front = s.z * .6 + s.y * .5 - s.side * .4 + .2 * s.fine + .2 * s.own[2]
     return s.torso * smoothstep(.2, .6, front) + s.muzzle * smoothstep(.3, .5, s.y) + s.paw
 
+# %% ../../nbs/data/15_coats.ipynb #8b543c13
 @pattern
 def _mask(s):
     "The middle of the face."
@@ -185,6 +186,7 @@ def _brow(s):
     cheeks = .8 * smoothstep(.35, .5, s.side) * smoothstep(0, .2, s.y)
     return s.skull * (forehead + cheeks * bands(s.y * 16 + s.side * 5 + s.fine))
 
+# %% ../../nbs/data/15_coats.ipynb #c8c25fae
 @pattern
 def _rings(s):
     "Rings on legs and tail."
@@ -205,6 +207,7 @@ def _patches(s):
     height = s.clouds(1.7) + .12 * s.fine + half_face + .3 * s.ear - 1.2 * s.muzzle
     return smoothstep(.25, .4, height)
 
+# %% ../../nbs/data/15_coats.ipynb #36c56a11
 @pattern
 def _saddle(s):
     "The back, and most of the tail."

@@ -37,6 +37,7 @@ def _random_sun(rng):
     sun = np.array([rng.uniform(-1, 1), rng.uniform(-1, -.3), rng.uniform(.5, 1.1)])
     return np.float32(sun / np.linalg.norm(sun))
 
+# %% ../../nbs/data/18_drawing.ipynb #2d08f13b
 def draw_pet(
     breed: str, # a name in `BREEDS`
     rng: np.random.Generator, # every choice comes from it

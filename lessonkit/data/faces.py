@@ -60,6 +60,7 @@ def _paint_mouth(rgb, x, y, is_muzzle, portrait):
     depth = .022 - np.minimum(from_line, from_lips)
     paint(rgb, depth, 1 / portrait.scale, to_linear("2a1815"), is_muzzle * .75)
 
+# %% ../../nbs/data/16_faces.ipynb #a25034c7
 def paint_face(
     rgb: np.ndarray, # (n, 3) linear colors of the visible points; changed in place
     portrait: Portrait,

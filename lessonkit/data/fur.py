@@ -25,6 +25,7 @@ class Noise:
 
 def _unit(values): return np.float32(values / values.std())
 
+# %% ../../nbs/data/14_fur.ipynb #e5497d04
 def _streaks(white, angle):
     "White noise with only the frequencies of thin lines along `angle` left in it."
     fy, fx = np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256), indexing="ij")
@@ -81,6 +82,7 @@ def _render_fuzzy(portrait, offset, hair):
     wobble = np.stack([tile(noise().blot, 0), tile(noise().blot, 90)]) * size
     return render(portrait.parts, portrait.width, portrait.height, wobble, 2 * hair)
 
+# %% ../../nbs/data/14_fur.ipynb #7ca2d7f3
 def _place_on_animal(portrait, seen, is_head):
     "The points, which the camera sees at `seen` (3, n), in the frame of the head or body."
     from_head = seen - np.float32(portrait.head_center)[:, None]

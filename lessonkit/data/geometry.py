@@ -40,6 +40,7 @@ def rotation_maps(
     m[:, 1, 0], m[:, 1, 1] = a.sin(), a.cos()
     return m
 
+# %% ../../nbs/data/03_geometry.ipynb #a12ef337
 def crop_maps(
     cx: Tensor, # (n,) center of what is cut out
     cy: Tensor, # (n,)
@@ -52,6 +53,7 @@ def crop_maps(
     m[:, 1, 1], m[:, 1, 2] = sy, cy
     return m
 
+# %% ../../nbs/data/03_geometry.ipynb #ba0662dc
 def mirror_maps(
     factor: Tensor, # (n,) -1 mirrors left to right, 1 doesn't
 ) -> Tensor: # (n,3,3) float64
@@ -107,6 +109,7 @@ def image_extents(
     short = torch.maximum(a, one) if fit == "pad" else torch.minimum(a, one)
     return a / short, 1 / short
 
+# %% ../../nbs/data/03_geometry.ipynb #7e27f526
 def center_crop_maps(
     aspect: Tensor, # (n,) width / height
     fit: str = "crop", # "crop", "squish" or "pad"

@@ -51,6 +51,7 @@ def check_counts(**counts: int):
         if not (isinstance(value, int) and value > 0):
             raise ValueError(f"{name} is a whole number above 0; got {value!r}")
 
+# %% ../../nbs/data/05_image_data.ipynb #d755a740
 def resolve_presize(
     size: int, # side in pixels of what the model sees
     presize: int | None, # side of the squeezed image; None: 1.25 * size
@@ -94,6 +95,7 @@ def check_valid_idx(
                          f"but there are only {n} files")
     return valid_idx
 
+# %% ../../nbs/data/05_image_data.ipynb #3d3c5193
 def check_groups(
     groups: Sequence, # one value for each image
     valid_idx: np.ndarray, # positions of the validation images
@@ -125,6 +127,7 @@ def find_unreadable(
                   f"(see data.unreadable; no file was touched): {report}", stacklevel=4)
     return bad
 
+# %% ../../nbs/data/05_image_data.ipynb #e21b2779
 def positions_after(
     keep: np.ndarray, # (n,) bool: which items stay
     valid_idx: np.ndarray, # positions among all n
@@ -148,6 +151,7 @@ def choose_task(
     _check_classes(task, train, valid)
     return task
 
+# %% ../../nbs/data/05_image_data.ipynb #1a2ea442
 def _check_classes(task: Task, train: Counter, valid: Counter):
     if only := sorted(set(valid) - set(task.classes)):
         found = some_of(f"{v!r} ({valid[v]})" for v in only)
@@ -162,6 +166,7 @@ def _check_classes(task: Task, train: Counter, valid: Counter):
                          "at least two. Check what the labels are read from (folder, column or "
                          "pattern).")
 
+# %% ../../nbs/data/05_image_data.ipynb #49099533
 def make_targets(
     task: Task, # whose labels they are
     labels: Sequence, # one for each image
@@ -236,6 +241,7 @@ def table_column(
         raise ValueError(f"the table has no column {column!r}; it has {list(df.columns)}")
     return df[column]
 
+# %% ../../nbs/data/05_image_data.ipynb #a33efcb0
 def labels_from_table(
     df, # pandas.DataFrame, a row for each image
     label_col: int | str | list, # column(s) of the label

@@ -44,6 +44,7 @@ def image_files(
         found += [f for f in candidates if f.suffix.lower() in endings]
     return sorted(found)
 
+# %% ../../nbs/data/00_images.ipynb #6f880fa0
 def _no_folder(path: Path) -> str:
     "A message with names that help to find the folder that was meant."
     message = f"there is no folder {str(path)!r}. "
@@ -69,6 +70,7 @@ def to_mode(
     if img.mode == "LAB": img = img.convert("RGB")  # Pillow has no direct way to gray
     return img.convert(mode)
 
+# %% ../../nbs/data/00_images.ipynb #7dac4a8b
 def _from_numbers(img: Image.Image) -> Image.Image:
     "Integers or floats as gray: divided by 257 if any is above 255."
     numbers = np.asarray(img, dtype=np.float32)
@@ -111,6 +113,7 @@ def open_image(
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file) as img: return _upright(img, size, MODES[channels])
 
+# %% ../../nbs/data/00_images.ipynb #764b9c53
 def _as_array(source: Any) -> np.ndarray | None:
     "(h,w,channels), or (h,w) for a single channel; None if Pillow has to open the source."
     if isinstance(source, (str, Path)) and str(source).lower().endswith(".npy"):
@@ -142,6 +145,7 @@ def open_pixels(
     img, aspect = open_image(source, size, channels)
     return np.asarray(img).reshape(*img.size[::-1], channels), aspect
 
+# %% ../../nbs/data/00_images.ipynb #d641766d
 def _squeeze_channels(array: np.ndarray, size: int | None) -> tuple[np.ndarray, float]:
     layers = [np.ascontiguousarray(array[..., i]) for i in range(array.shape[2])]
     squeezed = [open_image(layer, size, channels=1)[0] for layer in layers]

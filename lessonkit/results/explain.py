@@ -89,6 +89,7 @@ def grad_cam(
     highest = cam.amax((1, 2), keepdim=True)
     return cam / highest.clamp_min(torch.finfo(cam.dtype).tiny)
 
+# %% ../../nbs/results/08_explain.ipynb #fdf836ca
 def _single_grid(captured: list[Tensor], layer: nn.Module) -> Tensor:
     "The captured activations. Raises `ValueError` unless the layer ran once and has places."
     name = type(layer).__name__

@@ -51,6 +51,7 @@ class Interval:
 
     __repr__ = __str__
 
+# %% ../../nbs/results/04_intervals.ipynb #7b298124
 def wilson_interval(
     k: int, # how many were counted, 0 to n
     n: int, # out of how many, at least 1
@@ -121,6 +122,7 @@ class Comparison:
 
     __repr__ = __str__
 
+# %% ../../nbs/results/04_intervals.ipynb #1cbcfc8c
 def compare_errors(
     before: Preds, # single-label predictions with targets
     after: Preds, # another model's, or TTA's, of the same items in the same order

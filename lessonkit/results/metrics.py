@@ -93,6 +93,7 @@ def rmse(
     require_preds(preds, "rmse", "number")
     return mse(preds)**.5
 
+# %% ../../nbs/results/03_metrics.ipynb #1dcb7788
 def mae(
     preds: Preds, # predicted numbers with targets
 ) -> float: # in the unit of the targets

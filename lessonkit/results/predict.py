@@ -36,6 +36,7 @@ def preds_from_logits(
     if not all(isinstance(p, Path) for p in paths): paths = ()  # bytes, Pillow images or arrays
     return Preds(task.probabilities(logits), loader.targets, losses, paths, task)
 
+# %% ../../nbs/results/01_predict.ipynb #c436195b
 def predict_set(
     model: nn.Module, # called with what the loader's batches become
     loader: Loader, # its augmentation is left out
@@ -99,6 +100,7 @@ def require_images(
     raise ValueError(f"{caller} opens images, and this data holds features instead: "
                      "give it the data that they were computed from")
 
+# %% ../../nbs/results/01_predict.ipynb #44216aa8
 def predict_one(
     model: nn.Module, # takes images
     item: Any, # path, bytes, Pillow image, or array (h,w) or (h,w,3) uint8
@@ -134,6 +136,7 @@ def predict_files(
     if failed: _warn_of(failed, len(items))
     return preds[[i for i in range(len(items)) if i not in failed]]
 
+# %% ../../nbs/results/01_predict.ipynb #f9e7755b
 def _warn_of(failed: dict[int, str], n: int):
     report = "; ".join(f"number {i}, {failed[i]}" for i in sorted(failed)[:5])
     if len(failed) == n: raise ValueError(f"none of the {n} files could be read: {report}")

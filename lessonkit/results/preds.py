@@ -171,6 +171,7 @@ def join_preds(
     return replace(parts[0], probs=joined("probs"), targets=joined("targets"),
                    losses=joined("losses"), paths=paths)
 
+# %% ../../nbs/results/00_preds.ipynb #69523724
 def _values_of_all(parts: Sequence[Preds], name: str) -> list: # [] if none has any
     "One attribute of all sets that aren't empty. Raises `ValueError` if only some of them have it."
     values = [getattr(p, name) for p in parts if len(p)]
@@ -215,6 +216,7 @@ def label_lists(
     names = [str(c) for c in classes]
     return [between.join(compress(names, row)) for row in (probs > threshold).tolist()]
 
+# %% ../../nbs/results/00_preds.ipynb #c0721150
 def multi_columns(
     preds: Preds, # of kind "multi"
 ) -> dict[str, list]: # predicted; with targets also actual
@@ -279,6 +281,7 @@ def submission_answers(
     if preds.kind == "multi": return {label_name: label_lists(preds.probs, classes, " ", threshold)}
     return {label_name: [classes[i] for i in preds.pred.tolist()]}
 
+# %% ../../nbs/results/00_preds.ipynb #83a3ec8c
 def _number_answers(preds: Preds, label_name: str, label: Any) -> dict[str, list]:
     if label != "class": raise ValueError(f"numbers have no classes: leave out label={label!r}")
     k = preds.probs.shape[1]

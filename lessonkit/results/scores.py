@@ -108,6 +108,7 @@ def roc(
     area = float(roc_auc_score(is_positive, p))
     return Curve(*roc_curve(is_positive, p), area, name, "roc")
 
+# %% ../../nbs/results/06_scores.ipynb #7deb9c4e
 def precision_recall(
     preds: Preds, # single-label predictions of two classes, with targets
     positive: Any = None, # the class we look for: name or number; None: the second

@@ -50,6 +50,7 @@ def random_correct(
     require_preds(preds, "random_correct", "single", empty=True)
     return _choose(correct_indices(preds), k, seed)
 
+# %% ../../nbs/results/05_selections.ipynb #9c4f8e05
 def random_incorrect(
     preds: Preds, # single-label predictions with targets
     k: int | None = 4, # how many, at least 1; None: all
@@ -87,6 +88,7 @@ def _smallest(values: Tensor, idx: Tensor, k: int | None) -> Tensor:
     "The positions `idx` by their `values`: smallest first, ties as they are, nan last."
     return idx[values[idx].sort(stable=True).indices][:limit_count(k, len(idx))]
 
+# %% ../../nbs/results/05_selections.ipynb #425a898a
 def in_cell(
     preds: Preds, # single-label predictions with targets
     actual: Any, # the true class: name or number
@@ -109,6 +111,7 @@ def most_correct(
     require_preds(preds, "most_correct", "single", empty=True)
     return in_cell(preds, label, label, k)
 
+# %% ../../nbs/results/05_selections.ipynb #9cb98cfc
 def most_incorrect(
     preds: Preds, # single-label predictions with targets
     label: Any, # the true class: name or number
@@ -128,6 +131,7 @@ def _certainty(probs: Tensor, by: str) -> Tensor: # (n,) float64
     if by == "margin": return p[:, -1] - p[:, -2]
     return p[:, -1] if by == "least_confidence" else -torch.special.entr(p).sum(1)
 
+# %% ../../nbs/results/05_selections.ipynb #146dca81
 def most_uncertain(
     preds: Preds, # single-label predictions, with or without targets
     k: int | None = None, # how many, at least 1; None: all

@@ -30,6 +30,7 @@ def run_tensors(
     best = {f"best.{name}": v for name, v in run.best_weights.items()}
     return best | (state.tensors if state else {})
 
+# %% ../../nbs/train/10_checkpoints.ipynb #b1a2210f
 def run_metadata(
     run: Run, # unfinished
 ) -> dict: # plain values
@@ -39,6 +40,7 @@ def run_metadata(
     return dict(plan=asdict(run.plan), progress=asdict(run.progress), conditions=run.conditions,
                 broken=run.broken, state=state)
 
+# %% ../../nbs/train/10_checkpoints.ipynb #dd40afa4
 def read_run(
     metadata: dict, # from `run_metadata`
     tensors: dict[str, Tensor], # of the whole file
@@ -60,6 +62,7 @@ class Checkpoint:
     history: History # of all fits
     run: Run | None # None if training was finished
 
+# %% ../../nbs/train/10_checkpoints.ipynb #f497457f
 def save_checkpoint(
     path: Path, # of the file, .safetensors
     model: Classifier, # with its weights
@@ -77,6 +80,7 @@ def save_checkpoint(
     tensors = model.state_dict() | (run_tensors(unfinished) if unfinished else {})
     return save_tensors(path, tensors, metadata)
 
+# %% ../../nbs/train/10_checkpoints.ipynb #e531e920
 def load_checkpoint(
     path: Path, # of the file
 ) -> Checkpoint:
@@ -87,6 +91,7 @@ def load_checkpoint(
     run = read_run(metadata["run"], tensors) if metadata["run"] else None
     return Checkpoint(weights, metadata, History(**metadata["history"]), run)
 
+# %% ../../nbs/train/10_checkpoints.ipynb #0d436372
 def check_same_model(
     metadata: dict, # of a checkpoint
     model: Classifier, # that is to get its weights

@@ -260,6 +260,7 @@ def _compute_features(model, data, engine, progress) -> dict[str, Tensor]:
     loaders = {"train": data.train_eval, "valid": data.valid}
     return {name: body_features(model, loader, engine, each) for name, loader in loaders.items()}
 
+# %% ../../nbs/train/05_features.ipynb #9e92e7bc
 def _kept_on_disk(folder, metadata, metadata_now, features, limit) -> dict[str, Tensor]:
     "The same features, mapped from a file if they could be written to one."
     try:

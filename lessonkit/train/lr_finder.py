@@ -37,6 +37,7 @@ def longest_fall(
     end = int(length.argmax())
     return end, int(length[end])
 
+# %% ../../nbs/train/06_lr_finder.ipynb #85d3fa92
 def slide_start(
     losses: np.ndarray, # (n,) float
     window: int = 15, # steps

@@ -62,6 +62,7 @@ def lower_is_better(
     named_so = any(word in column for word in ("loss", "error"))
     return named_so or column in ("mse", "rmse", "mae")
 
+# %% ../../nbs/train/07_plans.ipynb #43046ab5
 @dataclass
 class Progress:
     "How far a plan has been carried out, and its best epoch so far."

@@ -91,6 +91,7 @@ def run_phase(
                 return StopReason.INTERRUPTED
     return StopReason.COMPLETED
 
+# %% ../../nbs/train/09_run.ipynb #3b98937b
 def _note(record: FitRecord, text: str):
     record.note(text)
     print(text)

@@ -33,6 +33,7 @@ class Piece:
     stop: float # value where its curve ends
     since: float | None = None # where its curve begins; None: where the previous piece ends
 
+# %% ../../nbs/train/00_schedules.ipynb #95511382
 def check_pieces(
     pieces: Sequence[Piece], # of a schedule, in order
 ):
@@ -74,6 +75,7 @@ class Schedule:
                 return SHAPES[p.shape](p.start, p.stop, (position - since) / (p.until - since))
             begin = p.until
 
+# %% ../../nbs/train/00_schedules.ipynb #ec9a04ef
 def constant(
     value: float = 1., # of the factor
 ) -> Schedule:
@@ -179,6 +181,7 @@ def check_cut_div(
         raise ValueError("the rate rises for 1 / cut_div of training, so cut_div is above 1; "
                          f"got {cut_div}")
 
+# %% ../../nbs/train/00_schedules.ipynb #172050c1
 def triangular(
     div: float = 32, # start and end are the peak / div, at least 1
     cut_div: float = 10, # the rate rises for 1 / cut_div of training, above 1
@@ -189,6 +192,7 @@ def triangular(
     rise = Piece(1 / cut_div, "linear", 1 / div, 1.)
     return Schedule((rise, Piece(1., "linear", 1., 1 / div)))
 
+# %% ../../nbs/train/00_schedules.ipynb #c7b4352b
 def triangular_momentum(
     moms: Sequence[float] = (.95, .85), # at both ends, and at the peak of the rate
     cut_div: float = 10, # the same as for the rate
@@ -211,6 +215,7 @@ def one_cycle_linear(
     fall = Piece(2 * half, "linear", 1., 1 / div)
     return Schedule((rise, fall, Piece(1., "linear", 1 / div, .01 / div)))
 
+# %% ../../nbs/train/00_schedules.ipynb #8fd0d345
 def one_cycle_linear_momentum(
     moms: Sequence[float] = (.95, .85), # at the start, and at the peak of the rate
     pct_final: float = .1, # the same as for the rate
@@ -248,6 +253,7 @@ def slice_rates(
     shares = [i / (n - 1) for i in range(n - 1)]
     return [lr.start * (lr.stop / lr.start) ** share for share in shares] + [lr.stop]
 
+# %% ../../nbs/train/00_schedules.ipynb #b92b08e4
 def group_rates(
     lr, # a number, a list or array with one for each group, slice(first, last), or slice(last)
     groups: Sequence[str], # names of the layer groups, first to last

@@ -43,6 +43,7 @@ def data_fingerprint(
         digest.update(loader.targets.numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../../nbs/train/08_trainer.ipynb #6889574e
 def describe_changes(
     before: dict, # names and values
     now: dict, # names and values
@@ -78,6 +79,7 @@ class KeptFeatures:
         "Are they of this body and of these images?"
         return self.body == body and self.source is source
 
+# %% ../../nbs/train/08_trainer.ipynb #445c88e5
 @dataclass
 class Trainer:
     "A model and its data, with all that training depends on, apart from the plan."
