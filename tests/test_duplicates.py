@@ -11,15 +11,16 @@ import imagehash
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from lessonkit.data import duplicates as D
 from lessonkit.data import sample
 from lessonkit.data.image_data import ImageData
 from lessonkit.data.images import open_image
+from tiers import examples
 
-quick = settings(max_examples=40, deadline=None)
+quick = examples(40)
 
 
 def saved(img, quality=88):

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torchvision.models import densenet121, resnet18
 
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.data.augment import augmentations, to_inputs
 from lessonkit.data.image_data import ImageData, imagenet_stats
 from lessonkit.data.loader import Loader

@@ -5,12 +5,13 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from matplotlib import style
 from PIL import Image
 
 from lessonkit.plot.figures import heatmap_colors, show_images
 from making import apart, boxes, check_figures, imported_with, photo, pixels, titles
+from tiers import examples
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_importing_a_module_loads_nothing_heavy(module):
 
 # --- the grid
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(n=st.integers(1, 13), ncols=st.one_of(st.none(), st.integers(1, 20)))
 def test_a_grid_holds_each_image_once_in_order(n, ncols):
     images = [np.full((4, 5, 3), 10 * i, np.uint8) for i in range(n)]
@@ -96,7 +97,7 @@ def test_titles_are_aligned_and_never_overlap(files, names):
 
 # --- heat maps, and images that can't be shown
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(h=st.integers(1, 9), w=st.integers(1, 9), seed=st.integers(0, 99), tensor=st.booleans())
 def test_a_heatmap_is_clear_where_it_is_zero_and_never_hides_the_image(h, w, seed, tensor):
     heat = np.random.default_rng(seed).random((h, w))

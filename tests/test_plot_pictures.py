@@ -133,7 +133,7 @@ def test_every_caption_is_true_and_belongs_to_its_image(files, c, seed):
         for word in captions(fig)[0].split(): assert word in fig.alt
 
 
-def test_the_largest_probability_is_never_said_to_be_anothers(files):
+def test_the_highest_probability_is_never_written_beside_another_class(files):
     "Sure and wrong: libraries have written the 0.90 of the mistake beside the actual class."
     probs, losses = torch.tensor([[.1, .9], [.3, .7]]), torch.tensor([2.3, .4])
     p = Preds(probs, torch.tensor([0, 1]), losses, files[:2], Task("single", ("cat", "dog")))

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings, strategies as st
+from hypothesis import Phase, given, strategies as st
 from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image
@@ -24,6 +24,7 @@ from lessonkit.results.metrics import accuracy, error_rate
 from lessonkit.results.preds import Preds
 from lessonkit.results.scores import confusion_matrix, precision_recall, roc
 from making import apart, boxes, check_figures, legend_of, predictions
+from tiers import examples
 
 # Drawing is slow, and to make a failure smaller, hypothesis would draw hundreds of times.
 FOUND_IS_ENOUGH = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -313,7 +314,7 @@ def test_thresholds_are_marked_where_they_lead():
         assert y == pytest.approx(error_rate(p[kept]))
 
 
-@settings(max_examples=6, deadline=None, phases=FOUND_IS_ENOUGH)
+@examples(6, phases=FOUND_IS_ENOUGH)
 @given(n=st.integers(1, 300), c=st.integers(2, 9), skill=st.floats(0, 9))
 def test_thresholds_never_cover_each_other(n, c, skill):
     fig = plot_risk_coverage(made(n, c, skill=skill))
@@ -338,7 +339,7 @@ def cell_text(value, normalize):
     return ">99" if normalize and 99 < value < 100 else f"{value:.0f}"
 
 
-@settings(max_examples=10, deadline=None, phases=FOUND_IS_ENOUGH)
+@examples(10, phases=FOUND_IS_ENOUGH)
 @given(c=st.integers(2, 40), seed=st.integers(0, 99), normalize=st.booleans(), dark=st.booleans(),
        cmap=st.sampled_from([None, "Blues", "viridis"]))
 def test_matrix_cells(c, seed, normalize, cmap, dark):
@@ -438,7 +439,7 @@ def test_shares_call_out_the_largest_shares():
     assert f"{NAMES[80]} (10)" in names(ax.yaxis)
 
 
-@settings(max_examples=8, deadline=None, phases=FOUND_IS_ENOUGH)
+@examples(8, phases=FOUND_IS_ENOUGH)
 @given(seed=st.integers(0, 999), c=st.integers(80, 100), crowd=st.integers(3, 12),
        corner=st.integers(0, 90), figsize=st.sampled_from([None, (6, 6), (9, 5)]))
 def test_call_outs_never_cover_each_other(seed, c, crowd, corner, figsize):
@@ -479,7 +480,7 @@ def test_a_number_stands_nearest_to_its_own_frame():
         assert t.get_text() == str(cm[nearest])
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(at=st.lists(st.integers(0, 99), min_size=1, max_size=10, unique=True), gap=st.floats(.5, 9))
 def test_places_moved_apart_are_inside_and_stay_where_they_can(at, gap):
     at = sorted(at)

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from torch import nn
 
-from lessonkit import sample
+from lessonkit.data import sample
 from lessonkit.core.task import Task
 from lessonkit.data.augment import NO_AUGMENT, augmentations
 from lessonkit.data.image_data import ImageData

@@ -1,4 +1,4 @@
-"""Files that do not keep a rule yet, in lists that can only get shorter: see `without_allowed`.
+"""Lists of files that do not keep a rule yet. They can only get shorter (`without_allowed`).
 
 `python tools/allowed.py` removes the entries that are out of date.
 """
@@ -18,7 +18,7 @@ def without_allowed(problems, allowed, list_name, root):
     for pattern in allowed:
         matched = {path.relative_to(root).as_posix() for path in root.glob(pattern)}
         excused |= matched
-        if not matched and root == ROOT:   # the tests check small projects with few files
+        if not matched and root == ROOT:   # a test's small project has few files
             stale.append(f"{list_name}: {pattern!r} matches no file: remove it from the list")
         for name in sorted(matched - problems.keys()):
             stale.append(f"{list_name}: {name} keeps the rule now: remove it from the list")

@@ -1,6 +1,6 @@
 """Relative links in Markdown files and notebooks lead somewhere: `python tools/links.py`.
 
-Links to other sites are not looked at: a test must not need the internet.
+Links to other sites are not checked: a test must not need the internet.
 """
 import re, sys
 from collections import Counter

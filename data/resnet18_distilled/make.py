@@ -1,4 +1,4 @@
-"""Distill a torchvision network from the kit's packaged EfficientNet-Lite0, on your own photographs.
+"""Distill a torchvision network from the kit's packaged EfficientNet-Lite0, on your own photos.
 
     python make.py --photos FOLDER_OR_TAR ... --out student.safetensors --minutes 24
 
@@ -64,7 +64,7 @@ class Enough(Exception):
 
 
 def seconds_per_step(teacher, student, photos, recipe, engine, steps=40):
-    "Measured on a copy of the student; in the first half, which doesn't count, the device warms up."
+    "Measured on a copy of the student. The first half, a warm-up, does not count."
     ends = []
 
     def watch(step):

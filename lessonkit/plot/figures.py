@@ -89,6 +89,7 @@ def new_figure(
     fig.alt = alt
     return fig
 
+# %% ../../nbs/plot/00_figures.ipynb #be9c085e
 def get_axes(
     ax, # matplotlib axes, or None
     figsize: tuple[float, float], # inches, of a new figure
@@ -98,6 +99,7 @@ def get_axes(
     fig = new_figure(figsize)
     return fig, fig.add_subplot()
 
+# %% ../../nbs/plot/00_figures.ipynb #27c26e47
 def describe(
     ax, # axes that were drawn on
     text: str, # what they show
@@ -109,6 +111,7 @@ def describe(
     others = add and fig.alt != NotebookFigure.alt
     fig.alt = f"{fig.alt}; {text}" if others else text
 
+# %% ../../nbs/plot/00_figures.ipynb #0a786187
 def legend_below(
     ax, # axes with labeled lines; the only ones of their figure that have any
     ncols: int = 1, # names side by side
@@ -119,6 +122,7 @@ def legend_below(
 
 # %% ../../nbs/plot/00_figures.ipynb #069d1a4c
 CORRECT_COLOR, INCORRECT_COLOR = "#2e9e4f", "#e0483e"
+
 TRAIN_COLOR, VALID_COLOR = "#4c8dc4", "#e07b39"
 
 def luminance(
@@ -129,6 +133,7 @@ def luminance(
     linear = np.where(v <= .04045, v / 12.92, ((v + .055) / 1.055) ** 2.4)
     return float(linear @ [.2126, .7152, .0722])
 
+# %% ../../nbs/plot/00_figures.ipynb #984a05a7
 def contrast(
     a, # anything matplotlib takes for a color
     b, # another color
@@ -180,6 +185,7 @@ def _array_pixels(image: Tensor | np.ndarray) -> np.ndarray: # (h,w) or (h,w,3) 
                          f"to {pixels.max():.2f}: show it before it is normalized")
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
+# %% ../../nbs/plot/00_figures.ipynb #f4ea3894
 def image_pixels(
     image: Any, # path, bytes, Pillow image, (h,w) or (h,w,k) array, (k,h,w) tensor; floats in [0,1]
     longest: int = 400, # pixels: a longer side is scaled down to this
@@ -218,6 +224,7 @@ def _failure(source: Any, error: Exception) -> str:
     reason = str(error.__cause__ or error).replace(repr(str(source)), "").replace(str(source), name)
     return f"{name}: {re.sub('<_io[^>]*>', '', reason).strip(' :')}"
 
+# %% ../../nbs/plot/00_figures.ipynb #137cba62
 def draw_image(
     ax, # matplotlib axes
     image: Any, # as for `image_pixels`
@@ -247,6 +254,7 @@ def grid_shape(
     else: ncols = n if n <= 5 else math.ceil(n ** .5)
     return math.ceil(n / ncols), ncols
 
+# %% ../../nbs/plot/00_figures.ipynb #337cbbd1
 def _describe_grid(n: int, titles: Sequence[str], suptitle: str | None, heatmaps: bool) -> str:
     text = f"{n} image{'s' if n > 1 else ''}"
     if suptitle: text += f" ({suptitle})"

@@ -48,6 +48,7 @@ def _runner_up(preds: Preds, i: int) -> str: # "" if there is nothing to say
     if preds.targets is not None and preds.targets[i] == c[1]: return ""
     return f"{preds.classes[c[1]]}\xa0{format_probability(p[1])}"
 
+# %% ../../nbs/plot/03_pictures.ipynb #6228e08a
 def _caption(preds: Preds, row: dict[str, Any], runner_up: str) -> tuple[str, str | None]:
     "The caption of one image, and its color."
     lines = {name.replace("_", " "): _label_text(value) for name, value in row.items()
@@ -63,6 +64,7 @@ def _caption(preds: Preds, row: dict[str, Any], runner_up: str) -> tuple[str, st
     color = {True: CORRECT_COLOR, False: INCORRECT_COLOR, None: None}[correct]
     return "\n".join(f"{name}: {text}" for name, text in lines.items()), color
 
+# %% ../../nbs/plot/03_pictures.ipynb #3f88e228
 def captions(
     preds: Preds, # of the images to be shown
     loss: bool = False, # add a line with the loss, where it is known?
@@ -97,6 +99,7 @@ def _text_figure(text: str, figsize: tuple | None = None) -> NotebookFigure:
     fig.text(.5, .5, wrap_text(text, fig.get_figwidth(), 12), ha="center", va="center", fontsize=12)
     return fig
 
+# %% ../../nbs/plot/03_pictures.ipynb #08937045
 def _image_side(texts: Sequence[str]) -> float: # inches
     "Wide enough for each word of the captions, and for each line that is not too long."
     def inches(texts): return LETTER_WIDTH * 12 / 72 * max(map(len, texts), default=0)
@@ -143,6 +146,7 @@ def plot_items(
 def _heading(text: str, shown: Sequence, available: Sequence) -> str:
     return f"{text}, {len(shown)} of {len(available)}" if len(shown) else text
 
+# %% ../../nbs/plot/03_pictures.ipynb #c125782d
 def plot_correct(
     preds: Preds, # single-label predictions with targets and paths
     k: int = 4, # how many, at most
@@ -158,6 +162,7 @@ def plot_correct(
     title = _heading("Correct", idx, correct_indices(preds))
     return plot_items(preds, idx, title, crop=crop, heatmap=heatmap, ncols=ncols, figsize=figsize)
 
+# %% ../../nbs/plot/03_pictures.ipynb #cdffeea2
 def plot_incorrect(
     preds: Preds, # single-label predictions with targets and paths
     k: int = 4, # how many, at most
@@ -177,6 +182,7 @@ def plot_incorrect(
 def _class_name(preds: Preds, label: Any) -> str:
     return str(preds.classes[class_index(preds, label)])
 
+# %% ../../nbs/plot/03_pictures.ipynb #41f72f09
 def plot_most_correct(
     preds: Preds, # single-label predictions with targets and paths
     label: Any, # the actual class: name or number
@@ -193,6 +199,7 @@ def plot_most_correct(
     title = _heading(f"Most correct: {_class_name(preds, label)}", first, idx)
     return plot_items(preds, first, title, crop=crop, heatmap=heatmap, ncols=ncols, figsize=figsize)
 
+# %% ../../nbs/plot/03_pictures.ipynb #df2942de
 def plot_most_incorrect(
     preds: Preds, # single-label predictions with targets and paths
     label: Any, # the actual class: name or number
@@ -288,6 +295,7 @@ def _similarity(pair: Any) -> str: # of a row of the table
 def _image_name(split: str, label: str, path: str | Path) -> str:
     return ": ".join(filter(None, (split, label))) or Path(path).name
 
+# %% ../../nbs/plot/03_pictures.ipynb #3330c453
 def _draw_pair(part: Any, pair: Any, width: float) -> tuple[str, str]: # description, failures
     "Draw a row of the table in a part of a figure; each image has `width` inches."
     part.suptitle(_similarity(pair), fontsize=13)
@@ -300,6 +308,7 @@ def _draw_pair(part: Any, pair: Any, width: float) -> tuple[str, str]: # descrip
         ax.set_title(wrap_text(name, width), fontsize=11, pad=3)
     return f"{_similarity(pair)} ({' and '.join(names)})", failures
 
+# %% ../../nbs/plot/03_pictures.ipynb #63b3d535
 def plot_duplicates(
     table: Any, # pandas.DataFrame of `duplicates.find_duplicates`
     k: int = 6, # how many pairs, at most

@@ -39,6 +39,7 @@ def shorten(
     name = str(name)
     return name if len(name) <= longest else f"{name[:longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
+# %% ../../nbs/plot/04_scores.ipynb #c977ef7a
 @dataclass(frozen=True, eq=False)
 class MatrixCells:
     "A confusion matrix as it is drawn."
@@ -84,6 +85,7 @@ def largest_confusions(
     repeated = [(i, j) for _, count, i, j in found if count < -1]
     return (repeated or [(i, j) for *_, i, j in found])[:most]
 
+# %% ../../nbs/plot/04_scores.ipynb #77225236
 def describe_matrix(
     cells: MatrixCells, # of any number of classes
     found: Sequence[tuple[int, int]], # the largest confusions; three of them are named
@@ -106,6 +108,7 @@ def _fade_in(hue: str, page: Sequence[float]) -> Colormap:
     faint = .75 * np.array(page) + .25 * np.array(to_rgb(hue))
     return LinearSegmentedColormap.from_list("", [faint, hue])
 
+# %% ../../nbs/plot/04_scores.ipynb #450dbcae
 def _color_cells(ax, cells: MatrixCells, cmap: str | None) -> Callable[[int, int], tuple]:
     "Color all cells that aren't empty; return what gives the color of one."
     diagonal = np.eye(len(cells.counts), dtype=bool)
@@ -122,6 +125,7 @@ def _color_cells(ax, cells: MatrixCells, cmap: str | None) -> Callable[[int, int
         return colors((cells.values[i, j] / top) ** .5)[:3]
     return color_of
 
+# %% ../../nbs/plot/04_scores.ipynb #70959f1c
 def _write_numbers(ax, cells: MatrixCells, color_of: Callable[[int, int], tuple], fontsize: float):
     for i, j in zip(*np.nonzero(cells.counts)):
         ax.text(j, i, cells.text(i, j), ha="center", va="center", fontsize=fontsize,
@@ -150,6 +154,7 @@ def _thin_out(n: int, marked: list[int], gap: float) -> tuple[list[int], np.ndar
             classes, places = [*classes, i], np.append(places, i)
     return classes, places
 
+# %% ../../nbs/plot/04_scores.ipynb #1eab68c8
 def _write_names(axis, names: list[str], marked: Sequence[int], cell: float):
     "All class names if `cell` points are enough for each; else those of `marked`, and some more."
     across, size = axis is axis.axes.xaxis, min(11, max(8, .75 * cell))
@@ -176,6 +181,7 @@ _DIRECTIONS = np.array([(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1,
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool: # left, right, top, bottom
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
+# %% ../../nbs/plot/04_scores.ipynb #9ea37857
 def free_place(
     own: np.ndarray, # (2,) column and row of the framed cell
     others: Sequence[np.ndarray], # those of the other frames
@@ -207,6 +213,7 @@ def _frame(ax, i: int, j: int, n: int) -> tuple[float, float, float, float]: # w
             snap=True)
     return j - .8, j + .8, i - .8, i + .8
 
+# %% ../../nbs/plot/04_scores.ipynb #d3bd4ef0
 def _call_out(ax, cells: MatrixCells, found: Sequence[tuple[int, int]], cell: float):
     "Frame the cells of `found`, and write their numbers beside them."
     dots, fontsize = cell * ax.figure.dpi / 72, 10
@@ -233,6 +240,7 @@ def _new_matrix_axes(cells: MatrixCells, figsize: tuple | None, dpi: float):
     room = .085 * min(max(map(len, cells.row_names)), 24) + .6  # for the names
     return new_figure(figsize or (side + room, side + room), dpi=dpi).add_subplot()
 
+# %% ../../nbs/plot/04_scores.ipynb #95344219
 def _layout(ax, cells: MatrixCells) -> float: # side of a cell in points
     "Axes with all names, and how large a cell is then."
     n = len(cells.counts)
@@ -244,6 +252,7 @@ def _layout(ax, cells: MatrixCells) -> float: # side of a cell in points
     ax.figure.canvas.figure.draw_without_rendering()
     return 72 * ax.get_window_extent().height / ax.figure.dpi / n
 
+# %% ../../nbs/plot/04_scores.ipynb #aaef7a7f
 def plot_confusion_matrix(
     preds: Preds, # single-label predictions with targets
     normalize: bool = False, # percent of each row instead of counts?
@@ -298,6 +307,7 @@ def named_preds(
                          f"these are of {them}")
     return {str(name): p for name, p in named.items()}
 
+# %% ../../nbs/plot/04_scores.ipynb #76b14f8d
 def _cycle_color(i: int) -> str: return to_hex(f"C{i}")  # of the style in force now, not when drawn
 
 def _prefix(name: str, text: str) -> str: return f"{name}: {text}" if name else text
@@ -342,6 +352,7 @@ def plot_reliability(
                  f"{'; '.join(said)}", add=not own)
     return ax.figure
 
+# %% ../../nbs/plot/04_scores.ipynb #e8d176cc
 def _reliability_text(preds: Preds, table: Any, bins: int) -> str: # of a pandas.DataFrame
     sure, right = [np.average(table[name], weights=table.n) for name in ("confidence", "accuracy")]
     error = calibration_error(preds, bins)
@@ -370,9 +381,11 @@ def _roc_point(tp, fp, fn, tn): return fp / (fp + tn), tp / (tp + fn)
 def _precision_recall_point(tp, fp, fn, tn):
     return tp / (tp + fn), tp / (tp + fp) if tp + fp else 1.
 
+# %% ../../nbs/plot/04_scores.ipynb #fa43d349
 ROC = ThresholdCurve(
     "ROC", roc, _roc_point, lambda share: (0, 1), "share of the others called {!r}",
     "share of {!r} found", "default")
+
 PRECISION_RECALL = ThresholdCurve(
     "precision-recall", precision_recall, _precision_recall_point, lambda share: (share, share),
     "share of {!r} found (recall)", "right among those called {!r} (precision)", "steps-pre")
@@ -385,6 +398,7 @@ def _draw_chance(ax, lines: dict[tuple, tuple[str, str]], positive: Any):
         if len(lines) == 1: name, color = "", "gray"
         ax.plot([0, 1], [left, right], ":", color=color, lw=1.5, label=_prefix(name, text))
 
+# %% ../../nbs/plot/04_scores.ipynb #4f903c6e
 def _plot_thresholds(kind: ThresholdCurve, preds, positive, ax, figsize, caller: str) -> Figure:
     named, own = named_preds(preds, caller, same_classes=True), ax is None
     curves = [kind.curve(p, positive) for p in named.values()]
@@ -411,6 +425,7 @@ def _plot_thresholds(kind: ThresholdCurve, preds, positive, ax, figsize, caller:
     describe(ax, f"{kind.name} curve of {positive!r}: {'; '.join(said)}", add=not own)
     return fig
 
+# %% ../../nbs/plot/04_scores.ipynb #1d303c44
 def plot_roc(
     preds: Preds | dict[str, Preds], # of two classes, with targets; or several by name
     positive: Any = None, # the class that is looked for: name or number; None: the second
@@ -420,6 +435,7 @@ def plot_roc(
     "What is found against false alarms, at every threshold, with a dot at one half."
     return _plot_thresholds(ROC, preds, positive, ax, figsize, "plot_roc")
 
+# %% ../../nbs/plot/04_scores.ipynb #e7a2bb27
 def plot_precision_recall(
     preds: Preds | dict[str, Preds], # of two classes, with targets; or several by name
     positive: Any = None, # the class that is looked for: name or number; None: the second
@@ -435,6 +451,7 @@ def _error_at(table: Any, coverage: float) -> float: # of a pandas.DataFrame
     within = table.error[table.coverage <= coverage]
     return within.iloc[-1] if len(within) else table.error.iloc[0]
 
+# %% ../../nbs/plot/04_scores.ipynb #d030b05f
 def _mark_thresholds(ax, table: Any): # a pandas.DataFrame
     "Dots on the curve where round thresholds lead, with their values where there is room."
     free = 2.
@@ -449,6 +466,7 @@ def _mark_thresholds(ax, table: Any): # a pandas.DataFrame
         ax.annotate(f"{threshold:g}", (coverage, error), xytext=(-3, 4), ha="right", fontsize=9,
                     textcoords="offset points", path_effects=halo)
 
+# %% ../../nbs/plot/04_scores.ipynb #e3850043
 def plot_risk_coverage(
     preds: Preds | dict[str, Preds], # single-label predictions with targets, or several by name
     ax=None, # matplotlib axes to draw on; None: a new figure

@@ -32,6 +32,7 @@ def _require_fits(history, caller: str, last: bool) -> list[FitRecord]:
                          "call learn.fit_one_cycle(1) first")
     return fits[-1:] if last else fits
 
+# %% ../../nbs/plot/02_training.ipynb #a7c4318e
 def _mark_fits(
     ax, # matplotlib axes
     names: Sequence[str], # of the fits
@@ -51,6 +52,7 @@ def _mark_fits(
                         xytext=(3, 2), textcoords="offset points")
     return borders[:-1]
 
+# %% ../../nbs/plot/02_training.ipynb #d5aa5b56
 def _mark_steps(ax, fits: Sequence[FitRecord]) -> np.ndarray: # the first step of each fit
     return _mark_fits(ax, [fit.name for fit in fits], [len(fit.losses) for fit in fits])
 
@@ -87,6 +89,7 @@ def _measured(fits: Sequence[FitRecord]) -> list[str]:
     names = dict.fromkeys(name for fit in fits for row in fit.rows for name in row)
     return [name for name in names if name not in others]
 
+# %% ../../nbs/plot/02_training.ipynb #f0187cd3
 def _draw_metric(ax, fits: Sequence[FitRecord], name: str) -> float: # the last value
     begins = _mark_fits(ax, [fit.name for fit in fits], [len(fit.rows) for fit in fits], .5)
     for fit, begin in zip(fits, begins):
@@ -101,6 +104,7 @@ def _draw_metric(ax, fits: Sequence[FitRecord], name: str) -> float: # the last 
     ax.grid(alpha=.25)
     return values[-1]
 
+# %% ../../nbs/plot/02_training.ipynb #e6b16c31
 def plot_metrics(
     history: History, # of one fit or more
     last: bool = False, # only the last fit?
@@ -137,6 +141,7 @@ def sample_schedule(
     positions = np.unique(points)
     return positions, [schedule(float(p)) for p in positions]
 
+# %% ../../nbs/plot/02_training.ipynb #5a864a56
 def _plot_functions(schedules: dict[str, Schedule], epochs: int | None, ax, figsize) -> Figure:
     "Schedules by position in training, or by epoch."
     if not schedules: raise ValueError("plot_schedule: there are no schedules in this dict")
@@ -156,6 +161,7 @@ def _plot_functions(schedules: dict[str, Schedule], epochs: int | None, ax, figs
     describe(ax, f"by {unit}: {'; '.join(said)}")
     return fig
 
+# %% ../../nbs/plot/02_training.ipynb #3ec427e6
 def _add_legend(ax):
     "Below the diagram if the figure is ours, else inside."
     if isinstance(ax.figure, NotebookFigure): legend_below(ax, ncols=4)
@@ -180,6 +186,7 @@ def _rates_by_group(
         curves.setdefault(rates, []).append(names[g])
     return curves
 
+# %% ../../nbs/plot/02_training.ipynb #8b6238fb
 def _draw_rates(ax, fits: Sequence[FitRecord], curves: dict[tuple[float, ...], list[str]]):
     begins = _mark_steps(ax, fits)
     peaks = []
@@ -257,6 +264,7 @@ def spread_out(
     for i in range(len(moved) - 1, 0, -1): moved[i - 1] = min(moved[i - 1], moved[i] - gap)
     return moved
 
+# %% ../../nbs/plot/02_training.ipynb #d2c42827
 def _label_points(ax, points: dict[str, tuple[float, float]], fontsize: float = 9):
     "Dots on a curve, each joined to its name and value in a row above the axes."
     ax.autoscale_view(scaley=False)
