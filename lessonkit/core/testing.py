@@ -26,7 +26,7 @@ def _as_array(value: Any) -> Any:
 # %% ../../nbs/core/00_testing.ipynb #2edacdaf
 def is_equal(
     a: Any, # a tensor, array, table, list, tuple, dict, or anything with ==
-    b: Any,
+    b: Any, # likewise
 ) -> bool:
     "Are two values equal, item by item and in shape? Two missing numbers (nan) count as equal."
     a, b = _as_array(a), _as_array(b)

@@ -48,7 +48,7 @@ def make_data(n, augment=True, **options):
     tfms = aug_transforms(size=args.size, min_scale=.75) if augment else []
     normalize = Normalize.from_stats(*imagenet_stats)  # pretrained=True would add it itself
     return ImageDataLoaders.from_name_re(
-        Path(args.folder), PAT, pick_files(args.folder, n), valid_pct=.2, seed=42,
+        Path(args.folder), pick_files(args.folder, n), PAT, valid_pct=.2, seed=42,
         bs=min(args.bs, n), item_tfms=Resize(usual if augment else args.size),
         batch_tfms=[*tfms, normalize], **options)
 

