@@ -63,7 +63,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{report.duration:7.1f} {report.nodeid.split('::')[1]}")
     minutes = (time.monotonic() - began) / 60
     counts = ", ".join(f"{len(stats.get(name, []))} {name}"
-                       for name in ("passed", "failed", "error", "skipped", "deselected"))
+                       for name in ("passed", "failed", "error", "skipped"))
     terminalreporter.section("tier")
     terminalreporter.write_line(f"{TIER}: {minutes:.1f} minutes (should take at most "
                                 f"{MINUTES[TIER]} on two cores): {counts}")

@@ -474,6 +474,7 @@ def kill_script(folder, out):
     assert len(read_run(out / "s.run")["record"]["losses"]) < 10
 
 
+@pytest.mark.slow
 def test_script_killed_and_started_again(folder, tmp_path):
     "A real kill while it runs: afterwards, the same file of weights as without."
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import lessonkit
-from lessonkit.core.files import tensor_digest, write_atomic
+from lessonkit.core.files import write_atomic
 from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
 from lessonkit.data.image_data import ImageData, imagenet_stats

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, strategies as st
 from matplotlib import style
 from PIL import Image
 
@@ -31,6 +31,7 @@ from lessonkit.results.selections import (
     random_correct, random_incorrect, top_losses,
 )
 from lessonkit.train.features import FeatureLoader
+from tiers import examples
 from making import boxes, check_figures, overlap, photo, pixels, predictions
 
 BREEDS = """
@@ -271,8 +272,7 @@ def test_nothing_to_show_says_of_what(what):
     assert height < 60 < width <= 60 * 5 + 20
 
 
-@settings(max_examples=8, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(k=st.integers(1, 9), seed=st.integers(0, 99), crops=st.booleans())
 def test_only_the_shown_files_are_opened(tmp_path_factory, data, monkeypatch, k, seed, crops):
     folder = tmp_path_factory.mktemp("few")

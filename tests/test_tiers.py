@@ -90,7 +90,11 @@ def test_profile(): assert settings().max_examples == 5 * EXAMPLES and settings(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tier, count, number", [("quick", 4, 5), ("test", 5, 20), ("nightly", 7, 200)])
+@pytest.mark.parametrize("tier, count, number", [
+    ("quick", 4, 5),
+    ("test", 5, 20),
+    ("nightly", 7, 200),
+])
 def test_what_runs_in_each_tier(tmp_path, tier, count, number):
     file = tmp_path / "test_x.py"
     file.write_text(f"EXAMPLES = {number}\n" + TESTS)

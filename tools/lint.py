@@ -14,7 +14,6 @@ FOLDERS = ["lessonkit", "nbs", "data", "tests", "tools"]
 LONG_LINES_ALLOWED = [
     "tests/benchmarks/run.py",
     "tests/benchmarks/solar.py",
-    "tests/benchmarks/time_to_accuracy.py",
 ]
 
 

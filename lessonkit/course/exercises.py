@@ -57,12 +57,12 @@ class Feedback:
 @dataclass(frozen=True)
 class Exercise:
     "A question with its checker, hints and solution."
-    name: str
+    name: str # for `check`, `hint` and `solution`
     lesson: int # number of the lesson that asks it
     checker: Callable[[Any], str | None] # answer -> None if it's right, else what went wrong
-    question: str
+    question: str # what is asked, in paragraphs as of `Feedback`
     hints: tuple[str, ...] # each says more than the one before
-    solution: str
+    solution: str # the answer and the reason, in paragraphs as of `Feedback`
     praise: str = "" # follows "Right.": why the answer is right, or what it leads to
 
 EXERCISES: dict[str, Exercise] = {}
@@ -207,7 +207,7 @@ def read_words(
 
 # %% ../../nbs/course/00_exercises.ipynb #9c963f6c
 def read_function(
-    answer: Any,
+    answer: Any, # of any kind; it should be a function
     example: str, # how to pass it: "check('cats', cat_or_dog)"
 ) -> Callable:
     "The answer, if it's a function. Raises `UnreadableAnswer` otherwise."
@@ -217,8 +217,8 @@ def read_function(
 
 # %% ../../nbs/course/00_exercises.ipynb #a11f8154
 def is_close(
-    a: float,
-    b: float,
+    a: float, # finite
+    b: float, # finite
     tol: float = .01, # largest difference, as a share of the larger number
 ) -> bool:
     "Are two numbers nearly the same?"
@@ -247,7 +247,7 @@ def known_mistake(
 # %% ../../nbs/course/00_exercises.ipynb #624ad9a1
 def assert_right(
     name: str, # of the exercise
-    answer: Any,
+    answer: Any, # one that should be right
 ):
     "Raise an `AssertionError` unless the answer is judged right."
     feedback = check(name, answer)

@@ -37,7 +37,7 @@ class Part:
     kind: int # SKULL to TAIL
     center: np.ndarray # (3,)
     axes: np.ndarray # (3, 3) columns: half axes; of a leaf: half width, length, unit normal
-    is_leaf: bool = False
+    is_leaf: bool = False # a pricked ear? Otherwise an ellipsoid
     blend: float = .12 # depth over which it melts into its neighbors
     along: float = 0. # how far along a leg or tail it is, 0 to 1
 
@@ -74,7 +74,7 @@ class Animal:
 
 # %% ../../nbs/data/12_anatomy.ipynb #83ec482c
 def add_ball(
-    animal: Animal,
+    animal: Animal, # gets the part
     kind: int, # SKULL to TAIL
     center: tuple[float, float, float], # in the animal's frame
     radii: tuple[float, float, float], # half axes, along x, y and z before `turn`
@@ -87,7 +87,7 @@ def add_ball(
 
 # %% ../../nbs/data/12_anatomy.ipynb #53e6ef7f
 def add_pair(
-    animal: Animal,
+    animal: Animal, # gets both parts
     kind: int, # SKULL to TAIL
     center: tuple[float, float, float], # of the one on the right of the picture
     radii: tuple[float, float, float], # half axes
@@ -101,11 +101,11 @@ def add_pair(
 
 # %% ../../nbs/data/12_anatomy.ipynb #fde896e4
 def add_limb(
-    animal: Animal,
+    animal: Animal, # gets the part
     kind: int, # SKULL to TAIL
     start: tuple[float, float, float], # in the animal's frame
-    end: tuple[float, float, float],
-    radius: float,
+    end: tuple[float, float, float], # in the animal's frame; not the same as `start`
+    radius: float, # half the limb's width, above 0
     **more: float, # `blend` and `along` of the part
 ):
     "Add an ellipsoid stretched from `start` to `end`."
@@ -118,7 +118,7 @@ def add_limb(
 
 # %% ../../nbs/data/12_anatomy.ipynb #af7c9a7e
 def add_leaf(
-    animal: Animal,
+    animal: Animal, # gets the ear
     base: tuple[float, float, float], # middle of the lower edge, in the animal's frame
     across: tuple[float, float, float], # from there to the end of the lower edge
     upward: tuple[float, float, float], # from there to the tip
@@ -132,10 +132,10 @@ def add_leaf(
 
 # %% ../../nbs/data/12_anatomy.ipynb #946e3e70
 def add_paw(
-    animal: Animal,
+    animal: Animal, # gets the paw and its toes
     x: float, # center, in the animal's frame
-    y: float,
-    z: float,
+    y: float, # center; larger is lower
+    z: float, # center; larger is nearer to the toes
     r: float = .25, # half its width
     toes: bool = True, # False where they are not seen
 ):
@@ -149,7 +149,7 @@ def add_paw(
 # %% ../../nbs/data/12_anatomy.ipynb #b301f2c8
 def vary(
     value: float, # typical measurement
-    rng: np.random.Generator,
+    rng: np.random.Generator, # one normal number is taken from it
 ) -> float: # between about .8 and 1.25 times `value`
     "The measurement of one animal."
     return value * math.exp(rng.normal(0, .07))
@@ -212,9 +212,9 @@ def _add_pricked_ear(a, side, size, is_cat, spread, tilt):
 # %% ../../nbs/data/12_anatomy.ipynb #0adb5fa3
 def add_head(
     animal: Animal, # its frame is the head's: x sideways, y down, z out of the face
-    breed: Breed,
-    is_cat: bool,
-    rng: np.random.Generator,
+    breed: Breed, # whose face, ears and fur it gets
+    is_cat: bool, # a cat? Otherwise a dog
+    rng: np.random.Generator, # for the sizes, the ears and an open mouth
 ) -> tuple[float, float, float]: # tip of the nose, in the frame
     "Add a head around the origin of the frame."
     long, wide, ear = (vary(size, rng) for size in (breed.muzzle, breed.jowl, breed.ear))
@@ -300,10 +300,10 @@ TAILS = dict(long=(.16, .46), plume=(.32, .42), curl=(.22, .3), thin=(.12, .36))
 
 def add_body(
     animal: Animal, # its frame is the body's: x sideways, y down, z forward
-    breed: Breed,
-    is_cat: bool,
+    breed: Breed, # whose build, legs, fur and tail it gets
+    is_cat: bool, # a cat? A dog holds its head higher
     pose: str, # "stand", "sit" or "lie"
-    rng: np.random.Generator,
+    rng: np.random.Generator, # for the sizes, the steps and the tail
 ) -> tuple[tuple[float, float, float], float]: # place of the head in the frame, and y of the ground
     "Add torso, legs, neck and tail."
     a, w, leg = animal, vary(breed.build, rng), vary(breed.leg, rng)

@@ -19,7 +19,7 @@ class Layer(NamedTuple):
 class Coat(NamedTuple):
     "A base color, and the layers that are painted over it, the last one on top."
     base: str # six hexadecimal digits
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] # from the lowest to the one on top; may be empty
 
 # %% ../../nbs/data/10_breeds.ipynb #4b48fafc
 def coat(

@@ -20,15 +20,15 @@ from .canvas import to_image
 @dataclass
 class Portrait:
     "An animal in front of the camera. Lengths are in pixels unless noted."
-    breed: Breed
-    is_cat: bool
-    parts: list[Part]
+    breed: Breed # traits of the animal
+    is_cat: bool # a cat? Otherwise a dog
+    parts: list[Part] # as the camera sees them
     body_rotation: np.ndarray # (3, 3), from the frame of the body to the camera
     head_rotation: np.ndarray # (3, 3), from the frame of the head to the camera
     head_center: np.ndarray # (3,) middle of the skull, in units of half a skull
     nose_tip: tuple[float, float, float] # in the frame of the head, in units of half a skull
     width: int # of the picture
-    height: int
+    height: int # of the picture
     scale: float # pixels in half a skull
     origin: np.ndarray # (2,) x and y of the middle of the body
     floor: float # y of the ground under the animal
@@ -62,7 +62,7 @@ TURNS = dict(sit=(0, .8), stand=(.5, 1.3), lie=(.1, 1.2)) # radians from facing 
 
 def pose_portrait(
     name: str, # a breed in `BREEDS`
-    rng: np.random.Generator,
+    rng: np.random.Generator, # every random choice comes from it
     size: int, # typical side of the picture in pixels
 ) -> Portrait:
     "An animal of the breed, posed and framed at random."
@@ -159,7 +159,7 @@ def _window(part, width, height, fringe):
 def render(
     parts: list[Part], # in pixels
     width: int, # of the picture, in pixels
-    height: int,
+    height: int, # of the picture, in pixels
     wobble: np.ndarray | float = 0., # (2, h, w) pixels by which to move each ray, down and right
     fringe: float = 0., # pixels for which the surface goes on beyond the outline
 ) -> Surface:
@@ -177,7 +177,7 @@ def render(
 
 # %% ../../nbs/data/13_camera.ipynb #f793578c
 def clay_image(
-    surface: Surface,
+    surface: Surface, # of an animal, from `render`
 ) -> Image.Image: # gray
     "The shape alone, lit from the upper left, before a white background."
     towards_light = np.float32([-.5, -.6, .6])

@@ -54,7 +54,7 @@ def enlarge(
 
 # %% ../../nbs/data/11_canvas.ipynb #46caf8b8
 def contact_sheet(
-    images: list[Image.Image],
+    images: list[Image.Image], # one or more, of any size
     columns: int, # pictures in a row
     cell: int = 110, # width and height in pixels for each of them
 ):

@@ -19,8 +19,8 @@ from .fur import VisiblePoints, noise
 class Skin:
     "The visible points, as a pattern sees them: where they are, what they belong to, and noise."
     def __init__(self,
-        points: VisiblePoints,
-        rng: np.random.Generator,
+        points: VisiblePoints, # n of them, on one animal
+        rng: np.random.Generator, # for the noise and the animal's own numbers
     ):
         self.root = points.root
         self.x, self.y, self.z = points.root # (n,) each, in the frame of the head or body
@@ -216,9 +216,9 @@ def _saddle(s):
 
 # %% ../../nbs/data/15_coats.ipynb #61acc102
 def coat_color(
-    portrait: Portrait,
+    portrait: Portrait, # of an animal, whose breed has the coats
     points: VisiblePoints, # of the portrait
-    rng: np.random.Generator,
+    rng: np.random.Generator, # picks one of the coats and varies it
 ) -> np.ndarray: # (n, 3) float32, linear rgb
     "The color of each visible point, before eyes, mouth and light."
     skin, breed = Skin(points, rng), portrait.breed

@@ -19,7 +19,7 @@ from .scenes import backdrop, cover_one_side, ground_shadow, light_up
 # %% ../../nbs/data/18_drawing.ipynb #91c6fd3c
 def expose(
     image: np.ndarray, # (h, w, 3) linear rgb
-    rng: np.random.Generator,
+    rng: np.random.Generator, # for the blur, the exposure and the grain
 ) -> Image.Image:
     "The picture that a simple camera takes of this light."
     from scipy import ndimage

@@ -63,9 +63,9 @@ def _paint_mouth(rgb, x, y, is_muzzle, portrait):
 # %% ../../nbs/data/16_faces.ipynb #a25034c7
 def paint_face(
     rgb: np.ndarray, # (n, 3) linear colors of the visible points; changed in place
-    portrait: Portrait,
+    portrait: Portrait, # of the animal
     points: VisiblePoints, # of the portrait
-    rng: np.random.Generator,
+    rng: np.random.Generator, # for the size, shape, color and gaze of the eyes
 ) -> np.ndarray: # (n,) float32, how much of each point is eye, 0 to 1: eyes shine
     "Paint eyes and mouth."
     on_face = np.nonzero((points.kind <= MUZZLE) & (points.place[2] > .2))[0]
@@ -82,7 +82,7 @@ def paint_face(
 def draw_whiskers(
     image: np.ndarray, # (h, w, 3) linear rgb; changed in place
     portrait: Portrait, # of a cat
-    rng: np.random.Generator,
+    rng: np.random.Generator, # for the height at which they end
 ):
     "Draw three light curves on each side, from the muzzle outward."
     q = np.linspace(0, 1, 60)[:, None]

@@ -58,7 +58,7 @@ def noise() -> Noise:
 @dataclass
 class VisiblePoints:
     "The n points of an animal that the camera sees, and some around its outline."
-    surface: Surface
+    surface: Surface # (h, w) all that the camera sees, pixel by pixel
     rows: np.ndarray # (n,) where they are in the picture
     columns: np.ndarray # (n,)
     kind: np.ndarray # (n,) SKULL to TAIL
@@ -99,8 +99,8 @@ def _lie_of_hair(portrait, place, normal, is_head):
 
 # %% ../../nbs/data/14_fur.ipynb #d262419b
 def visible_points(
-    portrait: Portrait,
-    rng: np.random.Generator,
+    portrait: Portrait, # of the animal that gets the fur
+    rng: np.random.Generator, # says which piece of the noise is used
 ) -> VisiblePoints:
     "The points that the camera sees, with their fur."
     offset, fur = rng.integers(0, 256, 2), portrait.breed.fur

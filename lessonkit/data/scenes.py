@@ -38,10 +38,10 @@ def _shadows(depth, sun, scale):
 def light_up(
     rgb: np.ndarray, # (n, 3) linear colors of the visible points
     eyes: np.ndarray, # (n,) how much of each is eye, 0 to 1
-    portrait: Portrait,
+    portrait: Portrait, # of the animal
     points: VisiblePoints, # of the portrait
     sun: np.ndarray, # (3,) float32, unit vector toward the sun
-    rng: np.random.Generator,
+    rng: np.random.Generator, # for the strength and the color of the sunlight
 ) -> np.ndarray: # (n, 3) linear
     "The colors in the light of sun and sky. Eyes shine, and noses are wet."
     at, surface = (points.rows, points.columns), points.surface
@@ -122,9 +122,9 @@ def _floor(xs, ys, far, width, lawn, rng):
 # %% ../../nbs/data/17_scenes.ipynb #c8e10558
 def backdrop(
     width: int, # pixels
-    height: int,
+    height: int, # pixels
     horizon: float, # y where the floor begins
-    rng: np.random.Generator,
+    rng: np.random.Generator, # for the place, its colors and what is in it
 ) -> np.ndarray: # (height, width, 3) linear rgb
     "A wall with furniture and a floor, or trees and a lawn."
     lawn, outside = np.array([.14, .2, .07]), rng.random() < .4
@@ -142,7 +142,7 @@ def backdrop(
 
 # %% ../../nbs/data/17_scenes.ipynb #f9313197
 def ground_shadow(
-    portrait: Portrait,
+    portrait: Portrait, # of the animal
     sun: np.ndarray, # (3,) unit vector toward the sun
 ) -> np.ndarray: # (h, w, 1), 0 (no shadow) to 1
     "How dark the floor is under the animal."
@@ -163,7 +163,7 @@ def ground_shadow(
 # %% ../../nbs/data/17_scenes.ipynb #22ae4185
 def cover_one_side(
     image: np.ndarray, # (h, w, 3) linear rgb; changed in place
-    rng: np.random.Generator,
+    rng: np.random.Generator, # for the side, the shape and the color
 ):
     "Put something out of focus before the right, the lower or the left side of the picture."
     height, width, _ = image.shape

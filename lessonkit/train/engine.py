@@ -36,7 +36,7 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 def best_precision(
-    device: torch.device | str,
+    device: torch.device | str, # such as "cpu", "cuda:0" or "mps"
 ) -> str: # a name in `PRECISIONS`
     "The fastest precision: bf16 where the device has it, fp16 on older CUDA, otherwise fp32."
     kind = torch.device(device).type
@@ -46,7 +46,7 @@ def best_precision(
 
 # %% ../../nbs/train/01_engine.ipynb #687be3fd
 def pick_precision(
-    device: torch.device | str,
+    device: torch.device | str, # such as "cpu", "cuda:0" or "mps"
     precision: str = "auto", # "auto" (`best_precision`), "fp32", "bf16" or "fp16"
 ) -> torch.dtype: # that autocast uses; float32 means no autocast
     "The type to multiply in. Warns of fp16 on a CPU. Raises `ValueError` for an unknown precision."
@@ -96,7 +96,7 @@ class EngineProtocol(Protocol):
 
 # %% ../../nbs/train/01_engine.ipynb #e32941fe
 def trains_grouped_convs(
-    model: nn.Module,
+    model: nn.Module, # of any kind; frozen weights don't count
 ) -> bool:
     "Does a model have grouped (depthwise) convolutions whose weights are trained?"
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]

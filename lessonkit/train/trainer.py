@@ -75,7 +75,10 @@ class KeptFeatures:
     source: ImageData # the images
     data: ImageData # the features
 
-    def fit(self, body: tuple, source: ImageData) -> bool:
+    def fit(self,
+        body: tuple, # versions of a body's tensors
+        source: ImageData, # images; compared by identity, not by content
+    ) -> bool:
         "Are they of this body and of these images?"
         return self.body == body and self.source is source
 
@@ -83,9 +86,9 @@ class KeptFeatures:
 @dataclass
 class Trainer:
     "A model and its data, with all that training depends on, apart from the plan."
-    model: Classifier
-    data: ImageData
-    engine: Engine
+    model: Classifier # trained in place
+    data: ImageData # training and validation images, of the model's classes
+    engine: Engine # where and in which precision to compute
     optimizer: str | Callable = "adamw" # as `make_optimizer`
     wd: float = .01 # weight decay
     mix: Mix = Mix() # how training batches are mixed and smoothed
