@@ -19,7 +19,7 @@ __all__ = ['accuracy', 'accuracy_interval', 'accuracy_multi', 'apply_temperature
            'show_results', 'solution', 'split_leaks', 'Stats', 'threshold_for', 'to_inputs', 'top_losses',
            'train_steps', 'triangular', 'WeightsUnavailable', 'wilson_interval']
 
-# %% ../nbs/30_all.ipynb #d851d700
+# %% ../nbs/30_all.ipynb #c50809c9
 from pathlib import Path
 
 from torchvision import models
@@ -68,7 +68,7 @@ from lessonkit.train.schedules import (
     cycle_ends, flat_cos, group_rates, one_cycle, one_cycle_momentum, sgdr, triangular,
 )
 
-# %% ../nbs/30_all.ipynb #8c78ccc5
+# %% ../nbs/30_all.ipynb #84b3c704
 _all_ = [
     "accuracy", "accuracy_interval", "accuracy_multi", "apply_temperature", "Augment",
     "augmentations", "calibrate", "calibration_error", "check", "check_images",

@@ -86,6 +86,7 @@ def last_linear(
                          "train without them (features=0)")
     return layers[-1]
 
+# %% ../nbs/10_distill.ipynb #997bc433
 def logits_and_features(
     net: nn.Module, # whose last linear layer is its classifier
     x: Tensor, # (n,3,h,w) in [0,1]
@@ -371,6 +372,7 @@ def run_conditions(
     return asdict(recipe) | dict(photographs=f"{len(photos)}, {crops.presize} px, {names[:16]}",
                                  teacher=tensor_digest(pair.teacher.state_dict().items())[:16])
 
+# %% ../nbs/10_distill.ipynb #e04619c8
 def read_run(
     path: str | Path, # of a checkpoint
     device: str | torch.device = "cpu", # where its tensors are put
@@ -497,6 +499,7 @@ class Agreement:
 
     __repr__ = __str__
 
+# %% ../nbs/10_distill.ipynb #32ad2d0b
 def agreement(
     teacher: nn.Module, # (n,3,h,w) in [0,1] -> (n,c) logits
     student: nn.Module, # the same

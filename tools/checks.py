@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-import first_cells, keep_outputs, readme
+import first_cells, keep_outputs, readme, spelling
 from docments import docments
 from lint import lint
 
@@ -339,8 +339,7 @@ def readme_current(root):
 
 CHECKS = [
     directives, pictures_and_paths, clean, export, lint, docments, readme_current,
-    first_cells.problems, keep_outputs.problems,
-    # spelling.spelling,   # when the last British word is gone: see tools/spelling.py
+    first_cells.problems, keep_outputs.problems, spelling.spelling,
 ]
 
 

@@ -21,7 +21,7 @@ __all__ = ['blame_source', 'check_images', 'describe_unreadable', 'END_MARKS', '
            'FLAT', 'hash_file', 'Item', 'KINDS', 'list_items', 'MAX_PAIRS', 'near_pairs', 'perceptual_hash',
            'same_bytes', 'split_leaks', 'strictest_kinds', 'unit_rows', 'warn_of_skipped']
 
-# %% ../../nbs/data/99_data.ipynb #5d3687ff
+# %% ../../nbs/data/99_data.ipynb #42eee0a7
 from lessonkit.data.images import (
     blame_source, check_images, describe_unreadable, END_MARKS, image_endings, image_files,
     ImageReadError, looks_cut_off, MODES, open_image, open_pixels, to_mode, why_unreadable,
@@ -57,7 +57,7 @@ from lessonkit.data.duplicates import (
     split_leaks, strictest_kinds, unit_rows, warn_of_skipped,
 )
 
-# %% ../../nbs/data/99_data.ipynb #2cdb1168
+# %% ../../nbs/data/99_data.ipynb #0484f1d8
 _all_ = [
     "blame_source", "check_images", "describe_unreadable", "END_MARKS", "image_endings",
     "image_files", "ImageReadError", "looks_cut_off", "MODES", "open_image", "open_pixels",

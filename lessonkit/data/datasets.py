@@ -24,7 +24,7 @@ from .images import image_files
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     "Labeled images on this machine."
-    name: str
+    name: str # such as "pets"
     path: Path # the folder
     table: Any # pandas.DataFrame, a row an image: file (relative to path), label, perhaps more
     description: str # in a sentence
@@ -44,6 +44,7 @@ class Dataset:
         counts = f"{len(self.table):,} images, {self.table.label.nunique()} labels"
         return f"Dataset {self.name!r}: {counts}. {self.description} License: {self.license}."
 
+# %% ../../nbs/data/20_datasets.ipynb #b129c190
 class DatasetMissing(FileNotFoundError):
     "The data set is not on this machine. The message says how to get it."
 
@@ -86,6 +87,7 @@ def from_names(
     table = pd.DataFrame({"file": [f.name for f in files], "label": labels})
     return Dataset(name or path.name, path, table, description, source, license, NAME_PATTERN)
 
+# %% ../../nbs/data/20_datasets.ipynb #0ffd6905
 def _no_images(path: Path) -> str:
     folders = sorted(p.name for p in path.iterdir() if p.is_dir())
     message = f"no images in the folder {path.name!r}"
@@ -101,6 +103,7 @@ def class_folders(
     if not folder.is_dir(): return []
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
+# %% ../../nbs/data/20_datasets.ipynb #a3dc6b65
 def from_folders(
     path: str | Path, # the folder with train/ and valid/
     name: str | None = None, # of the data set; None: the folder's
@@ -195,6 +198,7 @@ def folders_below(
     found = [Path(folder) for folder, *_ in os.walk(root)]
     yield from sorted(found, key=lambda p: (len(p.parts), p))
 
+# %% ../../nbs/data/20_datasets.ipynb #563ff0aa
 def search(
     where: Search, # what to look for
     read: Callable[[Path], Dataset | None], # a folder -> its data set, None if there is none
@@ -231,6 +235,7 @@ def get_pets(
 
 # %% ../../nbs/data/20_datasets.ipynb #bc33ea4e
 _CAT_DOG = r"^(cat|dog)\.\d+\.\w+$"  # Kaggle's names
+
 _ABOUT_DOGSCATS = dict(
     name="dogscats", description="Photographs of dogs and cats.",
     source="Dogs vs. Cats on Kaggle (2013), from Asirra (Elson et al. 2007)",
@@ -245,6 +250,7 @@ def read_dogscats(
         return from_folders(folder, **_ABOUT_DOGSCATS)
     return _named_dogscats(folder/"train") or _named_dogscats(folder)
 
+# %% ../../nbs/data/20_datasets.ipynb #dd362e2c
 def _named_dogscats(folder: Path) -> Dataset | None:
     "Dogs and cats under Kaggle's names."
     if not folder.is_dir(): return None
@@ -282,6 +288,7 @@ def names() -> list[str]:
     "The data sets that `get` knows by name."
     return list(_GETTERS)
 
+# %% ../../nbs/data/20_datasets.ipynb #b43d2200
 def get(
     name: str | Path, # one of `names()`, or a folder (train/ and valid/, or files named by label)
 ) -> Dataset:
@@ -294,6 +301,7 @@ def get(
     if class_folders(path/"train") and class_folders(path/"valid"): return from_folders(path)
     return read_dogscats(path) or from_names(path)
 
+# %% ../../nbs/data/20_datasets.ipynb #0efc9594
 def find(
     name: str | Path, # as for `get`
 ) -> Dataset | None: # None if it is not here

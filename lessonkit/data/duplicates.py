@@ -37,6 +37,7 @@ def content_digest(
         with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError: return None
 
+# %% ../../nbs/data/21_duplicates.ipynb #3ed9adc5
 def same_bytes(
     paths: Sequence[Path], # of files; those that are empty, missing or locked are skipped
     threads: int | None = None, # that read files; None: one for each core
@@ -99,6 +100,7 @@ class FileHash:
     mirrored: np.ndarray | None = None # (64,), of the mirror image; None: not wanted, or as above
     error: str | None = None # why the file can't be read
 
+# %% ../../nbs/data/21_duplicates.ipynb #3abf8955
 def hash_file(
     path: Path, # of an image
     mirrored: bool, # hash its mirror image, too?
@@ -109,6 +111,7 @@ def hash_file(
         return FileHash(error=str(e.__cause__ or e).replace(str(path), path.name))
     return FileHash(perceptual_hash(img), perceptual_hash(img, mirrored=True) if mirrored else None)
 
+# %% ../../nbs/data/21_duplicates.ipynb #756bafbe
 def warn_of_skipped(
     paths: Sequence[Path], # of images
     hashes: Sequence[FileHash], # one for each
@@ -148,10 +151,11 @@ def near_pairs(
 # %% ../../nbs/data/21_duplicates.ipynb #e31dcee6
 class Item(NamedTuple):
     "An image to compare."
-    path: Path
+    path: Path # of the file
     split: str # name of its split; "" without a split
     label: str # in words; "" where unknown
 
+# %% ../../nbs/data/21_duplicates.ipynb #965c2d34
 def list_items(
     data: ImageData | Mapping[str, Sequence[Path]] | Sequence[Path], # as for `find_duplicates`
 ) -> list[Item]:
@@ -163,6 +167,7 @@ def list_items(
     splits = data if isinstance(data, Mapping) else {"": data}
     return [Item(Path(path), str(name), "") for name, paths in splits.items() for path in paths]
 
+# %% ../../nbs/data/21_duplicates.ipynb #9f0bc60f
 def _data_items(data: ImageData) -> list[Item]:
     items = []
     for name in ("train", "valid", "test"):
@@ -253,6 +258,7 @@ def find_duplicates(
     table = [_row(items[i], items[j], *best[i, j]) for i, j in sorted(best, key=place)]
     return pd.DataFrame(table, columns=_COLUMNS)
 
+# %% ../../nbs/data/21_duplicates.ipynb #bf2917d9
 _COLUMNS = ["kind", "a", "b", "split_a", "split_b", "label_a", "label_b", "distance"]
 
 def _row(a: Item, b: Item, kind: int, distance: float) -> tuple:
