@@ -4,7 +4,7 @@ from collections import defaultdict
 
 ENOUGH = .84  # mean accuracy on the solar cells that counts as reached
 PRECISIONS = "fp32", "bf16"
-IMPORTS = {"data": "from lessonkit.data.image_data import ImageData",
+IMPORTS = {"data": "from lessonkit.data import ImageData",
            "all": "from lessonkit.all import *", "fastai": "from fastai.vision.all import *"}
 
 
