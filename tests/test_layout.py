@@ -20,9 +20,11 @@ LONGEST = dict(module=350, class_=250, function=40)
 EXCEPTIONS = {}   # what may be longer, such as "data/sample.py: pets", and how long
 
 # Modules, and names of modules, that are not available from the folder itself. Users need
-# `draw_pet`, not the steps of a drawing, and `check`, not the exercises that it looks up.
+# `draw_pet`, not the steps of a drawing, and `check`, not the exercises that it looks up. And they
+# write `sample.pets()` and `datasets.get()`.
 NOT_IN_FOLDER = re.compile(r"""
     data\.(breeds|canvas|anatomy|camera|fur|coats|faces|scenes) | data\.drawing\.expose |
+    data\.(sample|datasets)\.[a-z]\w* |
     course\.lesson_\d+
 """, re.VERBOSE)
 

@@ -9,7 +9,7 @@ __all__ = ['assert_close', 'assert_equal', 'assert_in', 'assert_less', 'assert_n
            'seeded_rng', 'seeded_torch', 'activation', 'balanced_weights', 'flat_labels', 'is_sequence', 'item_losses',
            'label_kind', 'plain_value', 'Task', 'forwards_to', 'parameter_comments', 'takes_options_of']
 
-# %% ../../nbs/core/99_core.ipynb #6dff970c
+# %% ../../nbs/core/99_core.ipynb #b1053cd4
 from lessonkit.core.testing import (
     assert_close, assert_equal, assert_in, assert_less, assert_not_equal, assert_not_in,
     assert_raises, assert_warns, Caught, is_equal,
@@ -25,7 +25,7 @@ from lessonkit.core.task import (
 )
 from .signatures import forwards_to, parameter_comments, takes_options_of
 
-# %% ../../nbs/core/99_core.ipynb #b1485336
+# %% ../../nbs/core/99_core.ipynb #9de8c6ba
 _all_ = [
     "assert_close", "assert_equal", "assert_in", "assert_less", "assert_not_equal",
     "assert_not_in", "assert_raises", "assert_warns", "Caught", "is_equal", "cache_dir",

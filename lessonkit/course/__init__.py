@@ -7,14 +7,14 @@ __all__ = ['all_close', 'assert_right', 'assert_told', 'check', 'Exercise', 'exe
            'is_close', 'known_mistake', 'load_exercises', 'read_function', 'read_numbers', 'read_words', 'solution',
            'UnreadableAnswer']
 
-# %% ../../nbs/course/99_course.ipynb #eb68610b
+# %% ../../nbs/course/99_course.ipynb #8aa31dc1
 from lessonkit.course.exercises import (
     all_close, assert_right, assert_told, check, Exercise, exercise, EXERCISES, Feedback, hint,
     is_close, known_mistake, load_exercises, read_function, read_numbers, read_words, solution,
     UnreadableAnswer,
 )
 
-# %% ../../nbs/course/99_course.ipynb #50aa9e3e
+# %% ../../nbs/course/99_course.ipynb #70ae74dc
 _all_ = [
     "all_close", "assert_right", "assert_told", "check", "Exercise", "exercise", "EXERCISES",
     "Feedback", "hint", "is_close", "known_mistake", "load_exercises", "read_function",

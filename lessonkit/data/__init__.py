@@ -13,15 +13,13 @@ __all__ = ['blame_source', 'check_images', 'describe_unreadable', 'END_MARKS', '
            'check_counts', 'check_groups', 'check_pairs', 'check_training_size', 'check_valid_idx', 'choose_task',
            'DataOptions', 'find_train_and_valid', 'find_unreadable', 'ImageData', 'imagenet_stats',
            'labels_from_pattern', 'labels_from_table', 'make_targets', 'positions_after', 'resolve_presize', 'Stats',
-           'table_column', 'blend_images', 'draw_shares', 'Mix', 'mix_batch', 'paste_rectangles', 'draw_pet',
-           'odd_files', 'pets', 'SHAPES', 'small', 'tiny', 'wrong_labels', 'class_folders', 'Dataset', 'DatasetMissing',
-           'find', 'folders_below', 'from_folders', 'from_names', 'get', 'get_dogscats', 'get_pets', 'get_sample',
-           'get_solar', 'KAGGLE', 'labels_from_names', 'NAME_PATTERN', 'names', 'read_dogscats', 'Search', 'search',
-           'check_thresholds', 'close_pairs', 'content_digest', 'duplicate_groups', 'FileHash', 'find_duplicates',
-           'FLAT', 'hash_file', 'Item', 'KINDS', 'list_items', 'MAX_PAIRS', 'near_pairs', 'perceptual_hash',
-           'same_bytes', 'split_leaks', 'strictest_kinds', 'unit_rows', 'warn_of_skipped']
+           'table_column', 'blend_images', 'draw_shares', 'Mix', 'mix_batch', 'paste_rectangles', 'draw_pet', 'SHAPES',
+           'Dataset', 'DatasetMissing', 'KAGGLE', 'NAME_PATTERN', 'Search', 'check_thresholds', 'close_pairs',
+           'content_digest', 'duplicate_groups', 'FileHash', 'find_duplicates', 'FLAT', 'hash_file', 'Item', 'KINDS',
+           'list_items', 'MAX_PAIRS', 'near_pairs', 'perceptual_hash', 'same_bytes', 'split_leaks', 'strictest_kinds',
+           'unit_rows', 'warn_of_skipped']
 
-# %% ../../nbs/data/99_data.ipynb #42eee0a7
+# %% ../../nbs/data/99_data.ipynb #a4502552
 from lessonkit.data.images import (
     blame_source, check_images, describe_unreadable, END_MARKS, image_endings, image_files,
     ImageReadError, looks_cut_off, MODES, open_image, open_pixels, to_mode, why_unreadable,
@@ -45,19 +43,15 @@ from lessonkit.data.image_data import (
 )
 from .mixing import blend_images, draw_shares, Mix, mix_batch, paste_rectangles
 from .drawing import draw_pet
-from .sample import odd_files, pets, SHAPES, small, tiny, wrong_labels
-from lessonkit.data.datasets import (
-    class_folders, Dataset, DatasetMissing, find, folders_below, from_folders, from_names, get,
-    get_dogscats, get_pets, get_sample, get_solar, KAGGLE, labels_from_names, NAME_PATTERN, names,
-    read_dogscats, Search, search,
-)
+from .sample import SHAPES
+from .datasets import Dataset, DatasetMissing, KAGGLE, NAME_PATTERN, Search
 from lessonkit.data.duplicates import (
     check_thresholds, close_pairs, content_digest, duplicate_groups, FileHash, find_duplicates,
     FLAT, hash_file, Item, KINDS, list_items, MAX_PAIRS, near_pairs, perceptual_hash, same_bytes,
     split_leaks, strictest_kinds, unit_rows, warn_of_skipped,
 )
 
-# %% ../../nbs/data/99_data.ipynb #0484f1d8
+# %% ../../nbs/data/99_data.ipynb #ba61a414
 _all_ = [
     "blame_source", "check_images", "describe_unreadable", "END_MARKS", "image_endings",
     "image_files", "ImageReadError", "looks_cut_off", "MODES", "open_image", "open_pixels",
@@ -72,12 +66,9 @@ _all_ = [
     "find_train_and_valid", "find_unreadable", "ImageData", "imagenet_stats",
     "labels_from_pattern", "labels_from_table", "make_targets", "positions_after",
     "resolve_presize", "Stats", "table_column", "blend_images", "draw_shares", "Mix", "mix_batch",
-    "paste_rectangles", "draw_pet", "odd_files", "pets", "SHAPES", "small", "tiny",
-    "wrong_labels", "class_folders", "Dataset", "DatasetMissing", "find", "folders_below",
-    "from_folders", "from_names", "get", "get_dogscats", "get_pets", "get_sample", "get_solar",
-    "KAGGLE", "labels_from_names", "NAME_PATTERN", "names", "read_dogscats", "Search", "search",
-    "check_thresholds", "close_pairs", "content_digest", "duplicate_groups", "FileHash",
-    "find_duplicates", "FLAT", "hash_file", "Item", "KINDS", "list_items", "MAX_PAIRS",
-    "near_pairs", "perceptual_hash", "same_bytes", "split_leaks", "strictest_kinds", "unit_rows",
-    "warn_of_skipped",
+    "paste_rectangles", "draw_pet", "SHAPES", "Dataset", "DatasetMissing", "KAGGLE",
+    "NAME_PATTERN", "Search", "check_thresholds", "close_pairs", "content_digest",
+    "duplicate_groups", "FileHash", "find_duplicates", "FLAT", "hash_file", "Item", "KINDS",
+    "list_items", "MAX_PAIRS", "near_pairs", "perceptual_hash", "same_bytes", "split_leaks",
+    "strictest_kinds", "unit_rows", "warn_of_skipped",
 ]

@@ -8,7 +8,7 @@ __all__ = ['Classifier', 'ConcatPool', 'create_head', 'Normalize', 'NORMS', 'che
            'adapt_stats', 'body_groups', 'count_features', 'create_model', 'model_summary', 'PACKAGED', 'packaged_net',
            'PACKAGED_STATS', 'remove_end', 'timm_body', 'torchvision_body']
 
-# %% ../../nbs/model/99_model.ipynb #541b586e
+# %% ../../nbs/model/99_model.ipynb #766d1a60
 from .classifier import Classifier, ConcatPool, create_head, Normalize, NORMS
 from lessonkit.model.weights import (
     check_hash, find_weights_file, load_state, load_weights, torchvision_weights,
@@ -19,7 +19,7 @@ from lessonkit.model.create import (
     packaged_net, PACKAGED_STATS, remove_end, timm_body, torchvision_body,
 )
 
-# %% ../../nbs/model/99_model.ipynb #46171547
+# %% ../../nbs/model/99_model.ipynb #0baae645
 _all_ = [
     "Classifier", "ConcatPool", "create_head", "Normalize", "NORMS", "check_hash",
     "find_weights_file", "load_state", "load_weights", "torchvision_weights",

@@ -14,7 +14,7 @@ __all__ = ['background_color', 'compress', 'contrast', 'CORRECT_COLOR', 'describ
            'plot_precision_recall', 'plot_reliability', 'plot_risk_coverage', 'plot_roc', 'PRECISION_RECALL', 'ROC',
            'shorten', 'ThresholdCurve']
 
-# %% ../../nbs/plot/99_plot.ipynb #e4b59f49
+# %% ../../nbs/plot/99_plot.ipynb #ff2ef6f2
 from lessonkit.plot.figures import (
     background_color, compress, contrast, CORRECT_COLOR, describe, draw_image, get_axes, grid_shape,
     heatmap_colors, image_pixels, INCORRECT_COLOR, legend_below, LETTER_WIDTH, luminance,
@@ -35,7 +35,7 @@ from lessonkit.plot.scores import (
     PRECISION_RECALL, ROC, shorten, ThresholdCurve,
 )
 
-# %% ../../nbs/plot/99_plot.ipynb #72eda708
+# %% ../../nbs/plot/99_plot.ipynb #9a02e899
 _all_ = [
     "background_color", "compress", "contrast", "CORRECT_COLOR", "describe", "draw_image",
     "get_axes", "grid_shape", "heatmap_colors", "image_pixels", "INCORRECT_COLOR", "legend_below",

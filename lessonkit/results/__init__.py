@@ -20,7 +20,7 @@ __all__ = ['answer_columns', 'chosen_positions', 'join_preds', 'label_lists', 'l
            'temperature_interval', 'TEMPERATURES', 'threshold_for', 'body_of', 'capture_activations', 'class_numbers',
            'grad_cam', 'heat_maps']
 
-# %% ../../nbs/results/99_results.ipynb #3f3843d7
+# %% ../../nbs/results/99_results.ipynb #59f7f2e4
 from lessonkit.results.preds import (
     answer_columns, chosen_positions, join_preds, label_lists, limit_count, multi_columns,
     names_below_common_folder, number_columns, Preds, require_fitting_targets, require_preds,
@@ -57,7 +57,7 @@ from lessonkit.results.explain import (
     body_of, capture_activations, class_numbers, grad_cam, heat_maps,
 )
 
-# %% ../../nbs/results/99_results.ipynb #4558a332
+# %% ../../nbs/results/99_results.ipynb #1dbafd90
 _all_ = [
     "answer_columns", "chosen_positions", "join_preds", "label_lists", "limit_count",
     "multi_columns", "names_below_common_folder", "number_columns", "Preds",

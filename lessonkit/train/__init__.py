@@ -20,7 +20,7 @@ __all__ = ['check_cut_div', 'check_divisors', 'check_momentum', 'check_pieces', 
            'run_phase', 'RunningPhase', 'StopReason', 'check_same_model', 'Checkpoint', 'load_checkpoint', 'read_run',
            'run_metadata', 'run_tensors', 'save_checkpoint', 'snapshot_names']
 
-# %% ../../nbs/train/99_train.ipynb #9db4cdbc
+# %% ../../nbs/train/99_train.ipynb #8822e318
 from lessonkit.train.schedules import (
     check_cut_div, check_divisors, check_momentum, check_pieces, check_shares, constant, cycle_ends,
     exp_ramp, flat_cos, group_rates, linear_ramp, one_cycle, one_cycle_linear,
@@ -60,7 +60,7 @@ from lessonkit.train.checkpoints import (
     save_checkpoint, snapshot_names,
 )
 
-# %% ../../nbs/train/99_train.ipynb #4acf5960
+# %% ../../nbs/train/99_train.ipynb #2790aaa2
 _all_ = [
     "check_cut_div", "check_divisors", "check_momentum", "check_pieces", "check_shares",
     "constant", "cycle_ends", "exp_ramp", "flat_cos", "group_rates", "linear_ramp", "one_cycle",
