@@ -507,6 +507,7 @@ def test_clearing_spares_other_files(folder, capsys):
 
 SCRIPT = """
 import os, signal, sys, torch
+from lessonkit.core.files import tensor_digest
 sys.path.insert(0, {tests!r})
 from test_features import *
 data, engine = images(Path({flat!r})), counted()
