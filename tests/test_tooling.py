@@ -297,7 +297,8 @@ def pre_commit(folder, *args):
     "Run the hooks; returns the finished process."
     env = dict(os.environ, PRE_COMMIT_HOME=str(folder / ".venv/pre-commit"), NO_COLOR="1",
                JUPYTER_DATA_DIR=str(folder / ".venv/jupyter"))   # nbdev_clean also marks trust
-    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
+    # `make test` names its own tools/ in PYTHONPATH: the hooks would check this tree, not the copy
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "PYTHONPATH", "PYTHONSAFEPATH"):
         env.pop(name, None)
     return subprocess.run([sys.executable, "-m", "pre_commit", "run", *args],
                           cwd=folder, env=env, text=True, capture_output=True)
