@@ -316,7 +316,7 @@ def export(root):
     """nbdev_export, starting from nothing, makes exactly the modules that are there.
 
     nbdev never deletes anything: the module of a renamed notebook stays, and so does an
-    `__init__.py`, whoever wrote it. Only that of the package itself is not from a notebook: it
+    `__init__.py`, no matter who wrote it. Only the package's own is not from a notebook: it
     holds the version.
     """
     with tempfile.TemporaryDirectory() as tmp:
