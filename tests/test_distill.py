@@ -1,6 +1,7 @@
 """Distillation: what both networks see, the loss, runs that are resumed, and the file."""
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -279,6 +280,29 @@ def test_other_files_are_refused(photos, tmp_path):
         read_run(tmp_path / "other")
     (tmp_path / "half").write_bytes((tmp_path / "run").read_bytes()[:500])
     with pytest.raises(ValueError, match="'half' can't be read"): read_run(tmp_path / "half")
+
+
+def test_damaged_checkpoints_are_refused_and_change_nothing(photos, tmp_path):
+    break_off(photos, RECIPE, tmp_path / "run", 4)
+    content, saved = (tmp_path / "run").read_bytes(), read_run(tmp_path / "run")
+    rng, model = random.Random(0), student()
+    before = {name: v.clone() for name, v in model.state_dict().items()}
+    def refused():
+        with pytest.raises(ValueError, match="'run'"):
+            distill(teacher(), model, photos, RECIPE, ENGINE, tmp_path / "run")
+        assert same(model.state_dict(), before)
+    weight = next(v for v in saved["trained"].values() if v.ndim == 2)
+    numbers = weight.numpy().tobytes()
+    place = content.index(numbers)
+    for _ in range(20):
+        damaged = bytearray(content)
+        damaged[place + rng.randrange(len(numbers))] ^= 1 << rng.randrange(8)
+        (tmp_path / "run").write_bytes(damaged)
+        refused()
+    for part, wrong in (("record", {"steps": 3}), ("average", {}), ("trained", {}),
+                        ("optimizer", {}), ("trained", None)):
+        torch.save(saved | {part: wrong}, tmp_path / "run")
+        refused()
 
 
 def test_a_loss_that_explodes_ends_the_run_and_spares_the_checkpoint(photos, tmp_path):

@@ -318,7 +318,12 @@ def test_a_broken_file_in_a_folder_of_new_images_is_left_out(flat, tmp_path):
     with pytest.warns(UserWarning, match="1 of 10 files.*broken.jpg"):
         preds = learn.predict_folder(folder)
     assert len(preds) == 9
-    assert "broken.jpg" not in set(preds.to_frame().file)
+    table = preds.to_frame().set_index("file")
+    assert "can't read" in table.failed["broken.jpg"]
+    assert (table.failed.drop("broken.jpg") == "").all()
+    assert table.predicted.isna().sum() == 1
+    assert preds.failed_paths == {preds.to_frame().file.tolist().index("broken.jpg"):
+                                  folder / "broken.jpg"}
     assert torch.allclose(preds.probs[3], learn.predict(preds.paths[3]).probs, atol=1e-5)
     with pytest.raises(FileNotFoundError, match="no folder"):
         learn.predict_folder(tmp_path / "nothing")

@@ -19,7 +19,8 @@ def test_links_of_readme_and_notebooks_are_looked_at():
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "nbs/index.ipynb"} <= names
     assert any(name.startswith("data/") for name in names)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {"CONTRIBUTING.md", "LICENSE"} <= set(links.targets(text))
+    main = "https://github.com/lessonkit/lessonkit/blob/main"
+    assert {f"{main}/CONTRIBUTING.md", f"{main}/LICENSE"} <= set(links.targets(text))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Metrics agree with scikit-learn and NumPy, and refuse predictions that they don't fit."""
+import functools
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from hypothesis import given, strategies as st
 from random_preds import random_preds, single_preds
 
 from lessonkit.core.task import Task
+from lessonkit.results.calibration import calibration_error, nll
 from lessonkit.results.metrics import (
-    accuracy, accuracy_multi, compute_scores, default_metrics, error_rate, fbeta, is_correct, mae,
-    metric_name, mse, rmse,
+    accuracy, accuracy_multi, column_mode, compute_scores, default_metrics, error_rate, fbeta,
+    is_correct, mae, metric_mode, metric_name, metric_names, mse, rmse,
 )
 from lessonkit.results.preds import Preds
 from tiers import examples
@@ -89,6 +92,54 @@ def test_names_of_metrics():
 
     assert metric_name(error_rate) == "error_rate"
     assert metric_name(MyMetric()) == "MyMetric"
+
+
+@pytest.mark.parametrize("metrics", [
+    [partial(fbeta, beta=1), partial(fbeta, beta=2)], [partial(fbeta, beta=1)] * 3,
+    [lambda preds: 1., lambda preds: 2.], [accuracy, accuracy, accuracy]])
+def test_each_metric_has_a_column_of_its_own(metrics):
+    names = metric_names(metrics)
+    assert len(set(names)) == len(metrics)
+    p = random_preds()
+    scores = compute_scores(p, metrics)
+    assert list(scores) == ["valid_loss", *names]
+    assert list(scores.values())[1:] == [float(metric(p)) for metric in metrics]
+
+
+def test_numbered_names_leave_others_alone():
+    def f_2(preds): return 0.
+    def f(preds): return 0.
+    assert metric_names([f_2, f, f, f]) == ["f_2", "f", "f_3", "f_4"]
+
+
+def test_every_metric_of_the_kit_says_which_way_is_better():
+    high = (accuracy, accuracy_multi, fbeta)
+    low = (error_rate, mse, rmse, mae, nll, calibration_error)
+    assert [metric_mode(m) for m in high] == ["max"] * 3
+    assert [metric_mode(m) for m in low] == ["min"] * 6
+    assert [column_mode(c, low) for c in ("nll", "rmse", "valid_loss")] == ["min"] * 3
+
+
+def test_a_name_says_nothing_about_the_direction():
+    def error(preds): return 0.
+    def loss_of_time(preds): return 0.
+    def accuracy(preds): return 0.   # not the kit's
+    for metric in (error, loss_of_time, accuracy):
+        with pytest.raises(ValueError, match="low values of .* or high ones"):
+            column_mode(metric.__name__, [metric])
+
+
+def test_wrapped_metrics_keep_their_direction():
+    @functools.wraps(error_rate)
+    def wrapped(preds): return error_rate(preds)
+    assert metric_mode(wrapped) == "min"
+    assert metric_mode(partial(partial(fbeta, beta=1), thresh=.3)) == "max"
+    class Mine:
+        lower_is_better = True
+        def __call__(self, preds): return 0.
+    assert metric_mode(Mine()) == "min"
+    Mine.lower_is_better = "yes"
+    with pytest.raises(ValueError, match="lower_is_better is True or False"): metric_mode(Mine())
 
 
 def test_scores_are_plain_floats_in_the_order_of_the_metrics():

@@ -99,7 +99,7 @@ def test_own_statistics_have_to_fit_the_channels():
     assert model.normalize.mean.flatten().tolist() == pytest.approx(own.mean)
     with pytest.raises(ValueError, match="statistics are of 4 channels, and the images have 3"):
         create_model("resnet18", weights=None, stats=own)
-    with pytest.raises(ValueError, match="channels is .* at least 1; got 0"):
+    with pytest.raises(ValueError, match="channels is .* above 0; got 0"):
         create_model("resnet18", weights=None, channels=0)
 
 

@@ -163,13 +163,14 @@ def test_grids_are_small_and_described(files):
 def test_a_notebook_shows_a_figure_once_with_its_words(monkeypatch, files):
     import IPython.display
     shown = []
-    def display(content, metadata, raw): shown.append((content, metadata))
+    def display(content, raw): shown.append(content)
     monkeypatch.setattr(IPython.display, "display", display)
     show_images(files[:2], ["a", "b"])._ipython_display_()
-    (content, metadata), = shown
-    assert set(content) == {"image/jpeg", "text/plain"}
+    content, = shown
+    assert set(content) == {"text/html", "text/plain"}
     assert content["text/plain"] == "2 images: a; b"
-    assert metadata["image/jpeg"]["alt"] == content["text/plain"]
+    assert '<img alt="2 images: a; b" width="' in content["text/html"]
+    assert "src=\"data:image/jpeg;base64," in content["text/html"]
 
 
 def test_a_dark_style(files):

@@ -65,7 +65,7 @@ def made(c=5, *args, classes=None, **options):
 def both_ways(preds):
     "A class of which some images are right and some wrong."
     wrong = preds.targets[incorrect_indices(preds)].tolist()
-    return preds.classes[next(c for c in wrong if len(most_correct(preds, c)))]
+    return preds.classes[next(c for c in wrong if len(most_correct(preds, preds.classes[c])))]
 
 
 def all_of(p, label, k=4, **options):
@@ -208,8 +208,8 @@ def test_headings_count(files):
     assert heading(plot_correct(p)) == f"Correct, 4 of {len(correct_indices(p))}"
     n = len(incorrect_indices(p))
     assert heading(plot_incorrect(p, 2, seed=3)) == f"Incorrect, 2 of {n}"
-    n = len(most_correct(p, 1))
-    assert heading(plot_most_correct(p, 1, 3)) == f"Most correct: dog, 3 of {n}"
+    n = len(most_correct(p, "dog"))
+    assert heading(plot_most_correct(p, "dog", 3)) == f"Most correct: dog, 3 of {n}"
     n = len(most_incorrect(p, "cat"))  # fewer than asked for is fine
     assert heading(plot_most_incorrect(p, "cat", 99)) == f"Most incorrect: cat, {n} of {n}"
     assert heading(plot_cell(p, "cat", "dog", 1)) == f"cat predicted as dog, 1 of {n}"
@@ -251,7 +251,7 @@ NOTHING = {
     "Incorrect": lambda p: plot_incorrect(all_right(p), crop=3, heatmap=len),
     "Most correct: dog": lambda p: plot_most_correct(all_wrong(p), "dog"),
     "Most incorrect: cat": lambda p: plot_most_incorrect(all_right(p), "cat"),
-    "dog predicted as cat": lambda p: plot_cell(all_right(p), 1, 0),
+    "dog predicted as cat": lambda p: plot_cell(all_right(p), "dog", "cat"),
     "Most uncertain": lambda p: plot_most_uncertain(p[[]]),
     "Largest losses": lambda p: plot_top_losses(p[[]]),
     "Blurred": lambda p: plot_items(p, torch.zeros(40, dtype=torch.bool), "Blurred"),
@@ -362,11 +362,11 @@ SHOW = {
     "plot_items": lambda p, **options: plot_items(p, [0, 1], **options),
     "plot_correct": plot_correct,
     "plot_incorrect": plot_incorrect,
-    "plot_most_correct": lambda p, **options: plot_most_correct(p, 0, **options),
-    "plot_most_incorrect": lambda p, **options: plot_most_incorrect(p, 0, **options),
+    "plot_most_correct": lambda p, **options: plot_most_correct(p, p.classes[0], **options),
+    "plot_most_incorrect": lambda p, **options: plot_most_incorrect(p, p.classes[0], **options),
     "plot_most_uncertain": plot_most_uncertain,
     "plot_top_losses": plot_top_losses,
-    "plot_cell": lambda p, **options: plot_cell(p, 0, 1, **options),
+    "plot_cell": lambda p, **options: plot_cell(p, *p.classes[:2], **options),
     "show_results": show_results,
 }
 
@@ -393,9 +393,13 @@ def test_predictions_alone_have_no_data(files, name, option):
 
 # --- errors
 
+def first_class(p): return p.classes[0] if getattr(p, "classes", ()) else "none"
+
+
 SINGLE = [plot_correct, plot_incorrect, plot_most_uncertain,
-          lambda p, k=4: plot_most_correct(p, 0, k), lambda p, k=4: plot_most_incorrect(p, 0, k),
-          lambda p, k=4: plot_cell(p, 0, 0, k)]
+          lambda p, k=4: plot_most_correct(p, first_class(p), k),
+          lambda p, k=4: plot_most_incorrect(p, first_class(p), k),
+          lambda p, k=4: plot_cell(p, first_class(p), first_class(p), k)]
 
 
 @pytest.mark.parametrize("show", [*SINGLE, plot_top_losses, show_results])

@@ -1,4 +1,5 @@
 """Predictions as values: choosing, joining, writing; test-time augmentation; new files."""
+import io
 import math
 import warnings
 import weakref
@@ -19,8 +20,9 @@ from lessonkit.data.augment import NO_AUGMENT, augmentations
 from lessonkit.data.image_data import ImageData
 from lessonkit.data.images import open_pixels
 from lessonkit.data.loader import Batch, Loader
+from lessonkit.learner import Learner
 from lessonkit.model.create import create_model
-from lessonkit.results.predict import predict_files, predict_one, predict_set
+from lessonkit.results.predict import Prediction, predict_files, predict_one, predict_set
 from lessonkit.results.preds import Preds
 from lessonkit.results.tta import TTA, mean_preds, tta_set, tta_views
 from lessonkit.train.engine import Engine
@@ -51,6 +53,8 @@ def assert_same(a, b):
     assert torch.equal(a.probs, b.probs)
     assert a.paths == b.paths
     assert a.task == b.task
+    assert torch.equal(a.index, b.index)
+    assert a.failed == b.failed
     for x, y in ((a.targets, b.targets), (a.losses, b.losses)):
         if y is None: assert x is None
         else: assert torch.equal(x, y)
@@ -106,6 +110,82 @@ def test_all_parts_of_chosen_predictions_belong_together(chosen, kind, targets, 
 @pytest.mark.parametrize("idx", [7, [0, -8], [True] * 6, "a", 1.5, (0, 1), None, [[0, 1], [2, 3]]])
 def test_an_index_that_is_no_position_is_an_error(idx):
     with pytest.raises(IndexError, match="7 predictions|one list"): make()[idx]
+
+
+@pytest.mark.parametrize("idx", [[True, 2], [0, np.False_], [1, True, 1, 1, 1, 1, 1]])
+def test_a_mixture_of_mask_and_positions_is_an_error(idx):
+    with pytest.raises(IndexError, match="mixture"): make()[idx]
+
+
+def with_failed(n=4, **options):
+    "Predictions of `n` items out of `n` + 2: those at 1 and 3 could not be read."
+    index = torch.tensor([i for i in range(n + 2) if i not in (1, 3)])
+    lost = {1: Path("folder/lost_1.jpg"), 3: Path("folder/lost_3.jpg")}
+    reasons = {1: "it is empty", 3: "it is cut off"}
+    return replace(make(n, **options), index=index, failed=reasons, failed_paths=lost)
+
+
+def test_rows_keep_their_positions_in_what_was_asked_for():
+    p = with_failed()
+    assert make().index.tolist() == list(range(7))
+    assert [p[i].index.item() for i in range(4)] == [0, 2, 4, 5]
+    assert p[[3, 0]].index.tolist() == [5, 0]
+    assert p[p.losses > 1].index.tolist() == [4, 5]
+    assert p[[3, 0]].failed == {}  # a selection
+    assert p[[3, 0, 1, 2]].failed == p.failed  # all of them, in another order
+    with pytest.raises(ValueError, match="4 predictions but 3 index"):
+        replace(p, index=torch.arange(3))
+
+
+def test_joined_sets_have_joined_positions():
+    p, whole = with_failed(), make()
+    both = Preds.join([p, whole])
+    assert both.index.tolist() == [0, 2, 4, 5, *range(6, 13)]
+    assert both.failed == p.failed
+    again = Preds.join([whole, p])
+    assert again.index.tolist() == [*range(7), 7, 9, 11, 12]
+    assert again.failed == {8: "it is empty", 10: "it is cut off"}
+    assert again.failed_paths == {8: Path("folder/lost_1.jpg"), 10: Path("folder/lost_3.jpg")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", [True, False])
+def test_a_table_has_a_row_for_each_item(tmp_path, kind, targets):
+    p = with_failed(kind=kind, targets=targets)
+    table = p.to_frame(probs=True)
+    assert table["index"].tolist() == list(range(6))
+    assert table["failed"].tolist() == ["", "it is empty", "", "it is cut off", "", ""]
+    assert table["file"].tolist()[1] == "lost_1.jpg"
+    unanswered = table.filter(like="predicted").isna().all(axis=1)
+    assert unanswered.tolist() == [i in (1, 3) for i in range(6)]
+    assert pd.read_csv(p.to_csv(tmp_path / "p.csv"))["index"].tolist() == list(range(6))
+    without_paths = replace(p, paths=(), failed_paths={}).to_frame()
+    assert without_paths["index"].tolist() == list(range(6))
+    assert len(p[:2].to_frame()) == 2
+
+
+def test_no_row_of_a_submission_gets_lost(tmp_path):
+    p = with_failed()
+    with pytest.raises(ValueError, match="2 files could not be read .*it is empty, it is cut off"):
+        p.submission(tmp_path / "s.csv")
+    assert not (tmp_path / "s.csv").exists()
+    assert p.submission(missing="omit").id.tolist() == [f"0_{i}" for i in range(4)]
+    filled = p.submission(missing="b")
+    assert filled.id.tolist() == ["0_0", "lost_1", "0_1", "lost_3", "0_2", "0_3"]
+    assert filled.label.tolist()[1::2][:2] == ["b", "b"]
+    probs = p.submission(label="probs", missing=1/3, ext=True)
+    assert probs.id[1] == "lost_1.jpg"
+    assert probs.loc[3, ["a", "b", "c"]].tolist() == [1/3] * 3
+    assert make().submission(missing="b").equals(make().submission())
+    same_name = replace(p, failed_paths={1: Path("other/0_0.jpg"), 3: Path("other/3.jpg")})
+    with pytest.raises(ValueError, match="'0_0': ext=True"): same_name.submission(missing="b")
+
+
+def test_means_are_of_the_same_rows():
+    p = with_failed()
+    other = replace(p, index=torch.tensor([0, 1, 4, 5]))
+    assert mean_preds([p, p]).failed == p.failed
+    with pytest.raises(ValueError, match="same items"): mean_preds([p, other])
 
 
 def test_iterating_gives_one_after_the_other():
@@ -253,7 +333,7 @@ SAME_NAME = (Path("a/1.jpg"), Path("b/1.jpg"))
     ((), {}, "have none"),
     (SAME_NAME, {}, "'1': ext=True"),
     (SAME_NAME, dict(ext=True), "a name of its own"),
-    (None, dict(label="d"), "got 'd'"),
+    (None, dict(label="d"), "one of the classes.*'d'"),
     (None, dict(label="probs", id_name="b"), "another id_name")])
 def test_a_submission_that_would_be_refused_is_not_written(tmp_path, paths, options, message):
     p = make(2)
@@ -596,8 +676,184 @@ def test_what_is_no_list_of_images_is_an_error(many):
         with pytest.raises(ValueError, match="no files|list of images"): predicted(wrong, like)
 
 
+def single_images(file):
+    "One image in many forms."
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    return [file, str(file), file.read_bytes(), bytearray(file.read_bytes()),
+            memoryview(file.read_bytes()), io.BytesIO(file.read_bytes()), Image.open(file),
+            pixels, pixels[..., 0], pixels.transpose(2, 0, 1), torch.from_numpy(pixels.copy()),
+            torch.from_numpy(pixels.copy()).permute(2, 0, 1)]
+
+
+@pytest.mark.parametrize("form", range(12))
+def test_one_image_is_never_a_list_of_images(many, form):
+    like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=4)
+    one = single_images(many[77])[form]
+    with pytest.raises(ValueError, match="one image, and a list of images is wanted.*predict"):
+        predicted(one, like)
+    assert predicted([one], like).probs[0, 0] * 255 == pytest.approx(77, abs=1e-3)
+    for _ in range(2):  # a file can be read twice
+        alone = predict_one(Color(), one, like, CPU, Task("number"))
+        assert alone.probs[0] * 255 == pytest.approx(77, abs=1e-3)
+
+
+def test_arrays_of_several_images_and_columns_of_paths_are_lists(many):
+    like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=4)
+    batch = np.stack([np.full((6, 6, 3), i, np.uint8) for i in (3, 4)])
+    names = pd.Series(many[3:5], index=["x", "y"])
+    for several in (batch, torch.from_numpy(batch), torch.from_numpy(batch).permute(0, 3, 1, 2),
+                    list(batch), names, names.astype(str), np.array(many[3:5], dtype=str),
+                    (f for f in many[3:5]), {"a": many[3], "b": many[4]}.values()):
+        gray = predicted(several, like).probs[:, 0] * 255
+        assert gray.tolist() == pytest.approx([3, 4], abs=.01)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (pd.DataFrame({"name": ["a.png"], "x": [1]}), r"column of paths, such as df\['name'\]"),
+    ({"a.png"}, "a set .* order"), ({"a.png": 1}, "a dict .* order"),
+    (np.zeros(5), r"shape \(5,\)"),
+    (np.zeros((2, 2, 5, 5, 3)), "shape"), (np.zeros((0, 5, 5, 3), np.uint8), "no files"),
+    (7, "got 7"), (None, "got None"), ((), "no files"), (object(), "list of images")])
+def test_what_holds_no_images_is_refused_with_advice(many, wrong, message):
+    like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=4)
+    with pytest.raises(ValueError, match=message): predicted(wrong, like)
+
+
+@pytest.mark.parametrize("several", [
+    ["a.png"], ("a.png", "b.png"), pd.Series(["a.png"]), np.zeros((1, 6, 6, 3), np.uint8),
+    torch.zeros(2, 3, 6, 6), pd.DataFrame({"f": ["a.png"]}), None, 5, np.zeros(4)])
+def test_several_images_are_not_one(many, several):
+    like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=4)
+    with pytest.raises(ValueError, match="predict takes one image"):
+        predict_one(Color(), several, like, CPU, Task("number"))
+
+
+class NoWords:
+    "A file that fails without saying why."
+    def __init__(self, error): self.error = error
+    def read(self, *_): raise self.error
+    def seek(self, *_): return 0
+    def tell(self): return 0
+
+
+def test_every_item_gets_a_row_or_a_reason_each_time(many):
+    like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=3)
+    with Image.open(many[9]) as closed: pass
+    raw = many[200].read_bytes()
+    items = [raw[:40], many[5], None, closed, "", "a\0b", NoWords(EOFError()), 3.5, many[6],
+             [many[1]], np.zeros((0, 4, 3), np.uint8), NoWords(MemoryError()), str(many[7]),
+             "missing.png"]
+    message = r"11 of 14 files .*number 0, .*; and 6 more.*\.failed"
+    for _ in range(3):
+        with pytest.warns(UserWarning, match=message):
+            found = predicted(items, like)
+        assert found.index.tolist() == [1, 8, 12]
+        assert (found.probs[:, 0] * 255).tolist() == pytest.approx([5, 6, 7], abs=1e-3)
+        assert sorted([*found.failed, *found.index.tolist()]) == list(range(14))
+        for reason in found.failed.values(): assert reason.split(": ", 1)[-1].strip()
+        assert "EOFError" in found.failed[6]
+        assert "MemoryError" in found.failed[11]
+    assert like.failed is None
+
+
+def test_the_image_that_was_given_is_as_before(many, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(
+        tmp_path / "i.jpg")
+    like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=4, channels=3)
+    for gray in (like, replace(like, channels=1)):
+        img, pixels = Image.open(tmp_path / "i.jpg"), np.asarray(Image.open(tmp_path / "i.jpg"))
+        array = pixels.copy()
+        predict_one(Color(), img, gray, CPU, Task("number"))
+        predict_files(Color(), [img, array, img], gray, CPU, Task("number"))
+        assert (img.size, img.mode) == ((30, 40), "RGB")
+        assert np.array_equal(np.asarray(img), pixels)
+        assert np.array_equal(array, pixels)
+
+
+def test_a_prediction_has_names_and_no_positions(many):
+    like = Loader(tuple(many[:1]), None, size=6, presize=6, bs=4)
+    p = predict_one(Color(), many[5], like, CPU, Task("single", ("r", "g", "b")))
+    assert isinstance(p, Prediction)
+    assert (p.label, p.probability) == ("r", float(p.probs[0]))
+    def unpack(): label, index, probabilities = p
+    for misuse in (unpack, lambda: p[0], lambda: p[-1], lambda: p[:2], lambda: len(p), lambda: [*p],
+                   lambda: tuple(p), lambda: "r" in p, lambda: max(p)):
+        with pytest.raises(TypeError, match=r"\.label .*\.probability .*\.probs"): misuse()
+    with pytest.raises(AttributeError): p.label = "g"
+    assert bool(p)
+    assert "label='r'" in repr(p)
+
+
 def test_one_file_and_a_list_of_one_agree(data, model):
     for f in data.valid.paths[:2]:
         listed = predict_files(model, [f], data.valid, CPU, data.task)
         alone = predict_one(model, f, data.valid, CPU, data.task)
         assert torch.allclose(listed.probs[0], alone.probs, atol=1e-6)
+
+
+# ---- sets whose files vanish
+@pytest.fixture
+def fragile(tmp_path):
+    "A learner whose files may be deleted."
+    folder = sample.tiny(tmp_path / "train")
+    sample.tiny(tmp_path / "test", n=6, seed=5)
+    data = ImageData.from_name_re(folder, r"^(.+)_\d+", size=16, bs=4, test=tmp_path / "test")
+    return Learner(data, "resnet18", weights=None, show=False, precision="fp32", device="cpu",
+                   model_dir=tmp_path / "models")
+
+
+@pytest.mark.parametrize("which", ["valid", "test"])
+def test_sets_whose_files_vanish_keep_rows_and_items_together(fragile, which):
+    learn = fragile
+    loader, whole = getattr(learn.data, which), learn.get_preds(which)
+    gone = [loader.paths[1], loader.paths[3]]
+    kept = [f.read_bytes() for f in gone]
+    for f in gone: f.unlink()
+    learn.set_data(learn.data.resized(16))  # so that they are predicted anew
+    rest = [i for i in range(loader.n) if i not in (1, 3)]
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f"2 of {loader.n} files .*number 1, .*number 3"):
+            found = learn.get_preds(which)
+        assert found.index.tolist() == rest
+        assert found.paths == tuple(loader.paths[i] for i in rest)
+        assert torch.allclose(found.probs, whole.probs[rest], atol=1e-6)
+        assert list(found.failed_paths.values()) == gone
+        if which == "valid": assert torch.equal(found.targets, whole.targets[rest])
+    with pytest.raises(ValueError, match="2 files could not be read"): found.submission()
+    with pytest.warns(UserWarning, match="2 of "): blend = learn.tta(form="corners", which=which)
+    assert blend.failed == found.failed
+    for f, content in zip(gone, kept): f.write_bytes(content)
+    assert torch.equal(learn.get_preds(which).probs, whole.probs)  # they are there again
+
+
+def test_heat_maps_of_rows_are_those_of_their_images(fragile):
+    learn, seen = fragile, []
+    learn.data.valid.paths[0].unlink()
+    with pytest.warns(UserWarning, match="number 0"): p = learn.get_preds()
+    learn.heat_maps = lambda idx: seen.append(idx.tolist()) or torch.zeros(len(idx), 16, 16)
+    with pytest.warns(UserWarning, match="number 0"): learn.plot_top_losses(2, heatmap=True)
+    assert seen == [p.index[p.losses.argsort(descending=True)[:2]].tolist()]
+
+
+def test_nothing_that_can_be_read_is_an_error(fragile):
+    for f in fragile.data.test.paths: f.unlink()
+    with pytest.raises(ValueError, match="none of the 18 files|none of the 6 files"):
+        fragile.get_preds("test")
+
+
+def test_heat_maps_take_positions_and_masks_and_nothing_else(fragile):
+    n = fragile.data.valid.n
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[[1, 2]] = True
+    assert torch.equal(fragile.heat_maps(mask), fragile.heat_maps([1, 2 - n]))
+    for wrong in ([True, 2], [n], [1.5], ["a"]):
+        with pytest.raises(IndexError): fragile.heat_maps(wrong)
+    for wrong in ([True, False], [-1, 0]):
+        with pytest.raises((TypeError, ValueError)): fragile.heat_maps([0, 1], wrong)
+
+
+def test_averages_take_generators(fragile):
+    files = list(fragile.data.valid.paths)
+    for name in ("a", "b"): fragile.save(name)
+    mean = fragile.average(["a", "b"], (f for f in files))
+    assert torch.allclose(mean.probs, fragile.get_preds(files).probs, atol=1e-6)

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-import checks, first_cells, keep_outputs, readme, run_lesson
+import checks, first_cells, keep_outputs, links, readme, run_lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -431,14 +431,46 @@ def test_a_readme_that_is_out_of_date(project):
 
 def test_links_in_the_readme_and_hidden_cells(project):
     text = (project / "README.md").read_text()
-    assert "(nbs/lessons/01_pets.ipynb)" in text
-    assert "[how](CONTRIBUTING.md)" in text
+    main = "https://github.com/lessonkit/lessonkit/blob/main"
+    assert f"({main}/nbs/lessons/01_pets.ipynb)" in text
+    assert f"[how]({main}/CONTRIBUTING.md)" in text
     assert "(https://example.com)" in text
     notebook(project / "nbs/index.ipynb", "#| hide\nsecret = 1", "#| eval: false\nshown = 1")
     text = readme.make(project)
     assert "secret" not in text
     assert "shown" in text
     assert "#|" not in text
+
+
+def test_links_work_where_only_the_readme_is(project):
+    "As on PyPI."
+    (project / "nbs/index.ipynb").unlink()
+    notebook(project / "nbs/index.ipynb", "# Kit\n\n"
+             "![a pet](front.jpg) [![b](../b.png)](lessons/)\n"
+             "[c](#kit) [d](https://example.com/d)\n```bash\n[x](y)\n```")
+    lines = readme.make(project).splitlines()
+    raw = "https://raw.githubusercontent.com/lessonkit/lessonkit/main"
+    tree = "https://github.com/lessonkit/lessonkit/tree/main"
+    assert lines[4:7] == [
+        f"![a pet]({raw}/nbs/front.jpg) [![b]({raw}/b.png)]({tree}/nbs/lessons/)",
+        "[c](#kit) [d](https://example.com/d)", "```bash"]
+    assert "[x](y)" in lines
+
+
+def test_all_links_of_our_readme_are_absolute():
+    targets = links.targets((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(targets) > 20
+    assert [t for t in targets if not re.match(r"https://|#", t)] == []
+
+
+def test_the_readme_has_a_picture_that_is_in_the_repository():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    here = "https://raw.githubusercontent.com/lessonkit/lessonkit/main/"
+    pictures = re.findall(rf"!\[([^\]]+)\]\({re.escape(here)}([^)]+)\)", text)
+    assert len(pictures) == 1
+    for words, name in pictures:
+        assert len(words) > 20   # for those who can't see it
+        assert 10_000 < (ROOT / name).stat().st_size <= checks.PICTURE_AT_MOST
 
 
 def test_first_cells_are_the_templates(project):
@@ -512,6 +544,18 @@ def test_run_lesson_stops_at_an_error(tmp_path):
     assert (tmp_path / "out/01_x.html").exists()   # the page shows where
 
 
+def test_run_lesson_writes_over_no_other_notebook(tmp_path):
+    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "1 + 1")
+    mine = notebook(tmp_path / "mine/01_x.ipynb", "2 + 2")
+    for folder in (lesson.parent, mine.parent):
+        before = (folder / "01_x.ipynb").read_bytes()
+        with pytest.raises(SystemExit, match="is not a notebook that this has executed"):
+            run_lesson.execute(lesson, folder)
+        assert (folder / "01_x.ipynb").read_bytes() == before
+        assert not (folder / "01_x.html").exists()
+    for _ in range(2): run_lesson.execute(lesson, tmp_path / "out")   # its own it replaces
+
+
 # ---- settings.ini, pyproject.toml and the README agree
 
 @pytest.fixture(scope="module")
@@ -541,6 +585,18 @@ def test_settings_and_pyproject_agree(toml):
     assert ini["license"] == "apache2"
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert ini["update_pyproject"] == "False"   # or nbdev_export writes its own: no build with that
+
+
+def test_nbdev_3_would_read_the_same_settings(toml):
+    ini = checks.settings(ROOT)
+    nbdev = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]
+    assert nbdev["tst_flags"] == ini["tst_flags"]
+    assert " ".join(nbdev["allowed_cell_metadata_keys"]) == ini["allowed_cell_metadata_keys"]
+    # what it doesn't say has these values in nbdev 3, or comes from [project]
+    defaults = dict(nbs_path="nbs", recursive="True", readme_nb="index.ipynb", clean_ids="True",
+                    clear_all="False", put_version_in_init="True", jupyter_hooks="False",
+                    lib_path=toml["name"], branch="main")
+    assert {name: ini[name] for name in defaults} == defaults
 
 
 def test_the_readme_gives_a_reason_for_each_dependency(toml):

@@ -91,7 +91,7 @@ def test_the_report_counts(kind, thresh, n, c, seed, digits):
 
 curves = dict(n=st.integers(2, 60), seed=st.integers(0, 10_000),
               digits=st.sampled_from([None, 1]),
-              positive=st.sampled_from([None, 0, 1, "class00", "class01"]))
+              positive=st.sampled_from([None, "class00", "class01"]))
 
 
 def binary_case(n, seed, digits, positive):

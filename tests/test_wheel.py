@@ -169,7 +169,7 @@ def test_the_first_cell_fails_without_a_wheel(tmp_path):
     command = [str(bare), "-I", "-c", cell]
     done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
     assert done.returncode != 0
-    assert "CalledProcessError" in done.stderr
+    assert "which is not a URL, and no file or folder on this machine" in done.stderr
 
 
 def test_first_cells_name_the_repository():

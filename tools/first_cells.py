@@ -21,24 +21,52 @@ BADGES = (
 )
 INSTALL = '''\
 # Colab and Kaggle come without the kit: this cell installs it. At home, `make lesson` did.
-import glob, importlib.util, os, subprocess, sys
-if importlib.util.find_spec("lessonkit") is None:
-    # Where the internet is off, the kit may be attached to the notebook as a data set.
-    attached = glob.glob("/kaggle/input/**/lessonkit-*.whl", recursive=True)
-    source = attached[0] if attached else "git+{git_url}"
-    source = os.environ.get("LESSONKIT_SOURCE") or source   # a wheel, a folder or a URL
-    if os.path.exists(source): source = "file://" + os.path.abspath(source)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", f"lessonkit[solar] @ {{source}}"]
-    installed = False
-    if source.endswith(".whl"):   # first without internet, from the wheels in the same folder
-        offline = ["--no-index", "--find-links", os.path.dirname(source)]
-        installed = subprocess.run(pip + offline, capture_output=True).returncode == 0
-    if not installed: subprocess.run(pip, check=True)
-    importlib.invalidate_caches()
+import importlib.util, os, re, subprocess, sys
+from pathlib import Path
+
+def newest_wheel(folder):
+    "The kit's wheel in a folder or below it; None if there is none."
+    def version(path): return [int(n) for n in re.findall(r"\\d+", path.name.split("-")[1])]
+    return max(Path(folder).rglob("lessonkit-*.whl"), key=version, default=None)
+
+def find_kit():
+    "A file, a folder or an address that pip can install the kit from."
+    given = os.environ.get("LESSONKIT_SOURCE", "").strip()   # a wheel, a folder or a URL
+    # Where the internet is off, wheels may be attached to the notebook as a data set.
+    attached = None if given else newest_wheel("/kaggle/input")
+    if not given: return attached or "git+{git_url}"
+    if "://" in given: return given.replace(" ", "%20")
+    path = Path(given).expanduser().resolve()
+    if not path.exists():
+        raise FileNotFoundError(f"LESSONKIT_SOURCE is {{given!r}}, which is not a URL, "
+                                "and no file or folder on this machine")
+    if path.is_file() or (path / "pyproject.toml").is_file(): return path
+    if wheel := newest_wheel(path): return wheel
+    raise FileNotFoundError(f"LESSONKIT_SOURCE is {{given!r}}, a folder without a wheel of the kit "
+                            "(lessonkit-*.whl) and without its source (pyproject.toml)")
+
+def install(source):
+    "Install the kit with pip. Raises `RuntimeError` with what pip said if it can't."
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    is_path = isinstance(source, Path)
+    pip.append(f"lessonkit{extra} @ {{source.as_uri() if is_path else source}}")
+    tries = [[]]
+    if is_path and source.suffix == ".whl":   # first without internet, from its folder
+        tries = [["--no-index", "--find-links", str(source.parent)], ["--retries", "1"]]
+    errors = []
+    for options in tries:
+        done = subprocess.run(pip + options, text=True, errors="replace", capture_output=True)
+        if done.returncode == 0: return importlib.invalidate_caches()
+        errors.append(" ".join(["pip install", *options]) + "\\n" + done.stderr + done.stdout)
+    raise RuntimeError("\\n".join([f"the kit could not be installed from {{source}}:\\n", *errors]))
+
+if importlib.util.find_spec("lessonkit") is None: install(find_kit())
 
 import torch
 if torch.cuda.is_available(): print("GPU:", torch.cuda.get_device_name())
 else: print("No GPU found. Everything works without one, but takes longer.")'''
+# Lessons that show the photographs of solar cells (91 MB): only they install them.
+WITH_SOLAR = ["01_pets"]
 BADGES_ID, INSTALL_ID = "badges", "get-the-kit"   # of the cells
 
 
@@ -46,7 +74,8 @@ def cells(root, path):
     "The text of both cells for the notebook at `path` (relative to the root)."
     parser = ConfigParser()
     parser.read(root / "settings.ini")
-    values = dict(parser["DEFAULT"], path=path)
+    extra = "[solar]" if Path(path).stem in WITH_SOLAR else ""
+    values = dict(parser["DEFAULT"], path=path, extra=extra)
     return BADGES.format(**values), INSTALL.format(**values)
 
 

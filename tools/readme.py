@@ -3,6 +3,7 @@
 With nbconvert, because nbdev_readme needs Quarto.
 """
 import re, sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -12,18 +13,33 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit that. -->"
 
 
-def link(match):
-    "A link for README.md, one folder up: `lessons/x` becomes `nbs/lessons/x`, `../x` becomes `x`."
-    before, target, after = match.groups()
-    if re.match(r"[a-z]+:|#|/", target): return match[0]
-    target = target[3:] if target.startswith("../") else f"nbs/{target}"
-    return before + target + after
+def addresses(root):
+    "Where the hosting site has files, folders and pictures of the project."
+    parser = ConfigParser()
+    parser.read(root / "settings.ini")
+    ini = parser["DEFAULT"]
+    raw = f"https://raw.githubusercontent.com/{ini['user']}/{ini['repo']}/{ini['branch']}/"
+    url = ini["git_url"]
+    branch = ini["branch"]
+    return dict(file=f"{url}/blob/{branch}/", folder=f"{url}/tree/{branch}/", picture=raw)
 
 
-def with_links(text):
-    "The text with all links changed by `link`, except in blocks of code."
+def absolute(target, kind, places):
+    "A target in nbs/index.ipynb as an address: PyPI shows README.md, too, and has no other file."
+    if re.match(r"[a-z]+:|#|/", target): return target
+    path = target[3:] if target.startswith("../") else f"nbs/{target}"
+    if kind == "file" and path.endswith("/"): kind = "folder"
+    return places[kind] + path
+
+
+def with_links(text, places):
+    "The text with absolute links and pictures, except in blocks of code."
+    def picture(match): return match[1] + absolute(match[2], "picture", places) + match[3]
+    def link(match): return match[1] + absolute(match[2], "file", places) + match[3]
     parts = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)
-    parts[::2] = [re.sub(r"(\]\()([^)\s]+)(\))", link, part) for part in parts[::2]]
+    for i, part in enumerate(parts[::2]):
+        part = re.sub(r"(!\[[^\]]*\]\()([^)\s]+)(\))", picture, part)
+        parts[2 * i] = re.sub(r"(\]\()([^)\s]+)(\))", link, part)
     return "".join(parts)
 
 
@@ -38,7 +54,7 @@ def make(root=ROOT):
     if resources.get("outputs"):
         raise SystemExit("nbs/index.ipynb: an output is a picture, "
                          "which README.md has no place for")
-    body = re.sub(r"\n{3,}", "\n\n", with_links(text)).strip()
+    body = re.sub(r"\n{3,}", "\n\n", with_links(text, addresses(root))).strip()
     return f"{NOTE}\n\n{body}\n"
 
 

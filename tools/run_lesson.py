@@ -83,12 +83,20 @@ def printed_lines(nb):
     return "".join(o.text for o in outputs if o.get("name") == "stdout").splitlines()
 
 
+def check_output(notebook):
+    "Exit if a notebook would be written over that we have not executed, such as the lesson itself."
+    if notebook.exists() and "lessonkit" not in nbformat.read(notebook, 4).metadata:
+        sys.exit(f"{notebook} is not a notebook that this has executed: "
+                 "give another folder as --out")
+
+
 def execute(path, out, limit=3600):
     """Run the notebook at `path`, and write it and its page to the folder `out`.
 
     `limit` is the number of seconds that a cell may take. Returns the line with the result, or
     None. Exits with the error if a cell raises one, after writing both files.
     """
+    check_output(out / path.name)
     nb = nbformat.read(path, 4)
     mark = stamp()
     began = time.perf_counter()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..core.checks import check_choices, number, switch
 from lessonkit.data.geometry import (
     center_crop_maps, CORNERS, image_extents, mirror_maps, perspective_maps, placed_crop_maps,
     rotation_maps, View, warp_images,
@@ -39,11 +40,10 @@ class Augment:
         limits = dict(max_rotate=(0, 180), max_zoom=(1, 10), max_warp=(0, .9), p_affine=(0, 1),
                       max_lighting=(0, .99), p_lighting=(0, 1), min_scale=(.01, 1))
         for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} lies between {low} and {high}; got {value}")
-        if self.lighting not in ("logit", "linear"):
-            raise ValueError(f"lighting is 'logit' or 'linear'; got {self.lighting!r}")
+            object.__setattr__(self, name, number(name, getattr(self, name), low, high))
+        for name in ("flip", "flip_vert", "random_crop"):
+            object.__setattr__(self, name, switch(name, getattr(self, name)))
+        check_choices(lighting=(self.lighting, ("logit", "linear")))
 
     @property
     def mirrors(self) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import some_of
+from ..core.files import as_path, some_of
 from . import sample
 from .images import image_files
 
@@ -76,7 +76,7 @@ def from_names(
     Raises `DatasetMissing` if there are none, `ValueError` if they have other names.
     """
     import pandas as pd
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_dir(): raise DatasetMissing(f"there is no folder {str(path)!r}")
     files = image_files(path, recurse=False)
     if not files and (path/"images").is_dir():
@@ -113,7 +113,7 @@ def from_folders(
 ) -> Dataset: # its table has a third column, valid: true for the images of valid/
     "The images of `train/CLASS/` and `valid/CLASS/`, and no others. Raises `DatasetMissing`."
     import pandas as pd
-    path = Path(path).expanduser()
+    path = as_path(path)
     rows = []
     for part in ("train", "valid"):
         for label in class_folders(path/part):
@@ -175,9 +175,9 @@ class Search:
         "The folders to look in, apart from Kaggle's, the most deliberate choice first."
         places = {}
         if given := os.environ.get("LESSONKIT_DATA"):
-            data = Path(given).expanduser()
+            data = as_path(given, "LESSONKIT_DATA")
             places |= {f"$LESSONKIT_DATA/{name}": data/name for name in self.in_data}
-        return places | {name: Path(name).expanduser() for name in self.usual}
+        return places | {name: Path(os.path.expanduser(name)) for name in self.usual}
 
     def message(self,
         kaggle: Path, # the folder of attached data
@@ -294,7 +294,7 @@ def get(
 ) -> Dataset:
     "Find a data set on this machine. Raises `DatasetMissing` with what to do."
     if str(name) in _GETTERS: return _GETTERS[str(name)]()
-    path = Path(name).expanduser()
+    path = as_path(name, "name")
     if not path.is_dir():
         raise DatasetMissing(f"{str(name)!r} is neither a data set ({', '.join(names())}) "
                              "nor a folder on this machine")

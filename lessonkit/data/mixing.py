@@ -6,7 +6,6 @@
 __all__ = ['Mix', 'draw_shares', 'blend_images', 'paste_rectangles', 'mix_batch']
 
 # %% ../../nbs/data/06_mixing.ipynb #e5855c2d
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.checks import number
 from ..core.task import Task
 
 # %% ../../nbs/data/06_mixing.ipynb #5b384ce3
@@ -25,9 +25,11 @@ class Mix:
     smoothing: float = 0. # share of certainty that is spread over all classes, 0 to below 1
 
     def __post_init__(self):
+        for name in ("mixup", "cutmix", "smoothing"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
         for name in ("mixup", "cutmix"):
             alpha = getattr(self, name)
-            if not 0 <= alpha < math.inf:
+            if alpha < 0:
                 raise ValueError(f"{name} is the alpha of a Beta distribution, 0 or more "
                                  f"(0 for none); got {alpha}")
         if not 0 <= self.smoothing < 1:

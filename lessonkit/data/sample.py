@@ -7,17 +7,24 @@ __all__ = ['SHAPES', 'small', 'pets', 'wrong_labels', 'tiny', 'odd_files']
 
 # %% ../../nbs/data/19_sample.ipynb #8d3a7e4c
 import csv
+import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..core.files import cache_dir
+from ..core.checks import whole_number
+from ..core.files import as_path, cache_dir, some_of, warn_always
+from ..core.interrupts import restoring, uninterrupted
+from ..core.processes import call_for_each
+from ..core.progress import ProgressLine
 from .breeds import BREEDS, CATS
 from .drawing import draw_pet
 
@@ -44,26 +51,89 @@ def small() -> bool:
     "Whether the small form of the lessons is wanted: $LESSONKIT_SMALL is set, and not 0."
     return os.environ.get("LESSONKIT_SMALL", "0") not in ("", "0")
 
+# %% ../../nbs/data/19_sample.ipynb #2a424825
+def _encode(picture, format="jpeg", **options):
+    content = io.BytesIO()
+    picture.save(content, format, **options)
+    return content.getvalue()
+
+def _draw_file(item):
+    "Draw a picture into a file; its name, size and digest. An item: folder, label, k, seed, size."
+    folder, label, k, seed, size = item
+    picture = draw_pet(_drawn_breed(label, k, seed), _keyed_rng(seed, label, k), size)
+    return _write_file(Path(folder) / f"{label}_{k}.jpg", _encode(picture, quality=88))
+
+def _write_file(path, content):
+    path.write_bytes(content)
+    return path.name, len(content), hashlib.sha256(content).hexdigest()
+
+def _draw_files(folder, keys, seed, size, show):
+    "Draw the pictures with these labels and numbers."
+    items = [(str(folder), label, k, seed, size) for label, k in keys]
+    with ProgressLine("drawing pets, this once", len(items), show) as line:
+        return call_for_each(_draw_file, items, progress=line.update)
+
+# %% ../../nbs/data/19_sample.ipynb #63910426
+def _picture_keys(n):
+    "The labels and numbers of `n` pictures."
+    names = list(BREEDS)
+    return [(names[i % len(names)], i // len(names) + 1) for i in range(n)]
+
+_WRONG_FILE = "wrong_labels.csv"
+
+def _write_wrong(folder, n, seed):
+    "The list of the pictures that show another breed than their name says."
+    rows = [("file", "label", "truth")]
+    for label, k in _picture_keys(n):
+        truth = _drawn_breed(label, k, seed)
+        if truth != label: rows.append((f"{label}_{k}.jpg", label, truth))
+    table = io.StringIO()
+    csv.writer(table).writerows(rows)
+    return _write_file(folder / _WRONG_FILE, table.getvalue().encode())
+
 # %% ../../nbs/data/19_sample.ipynb #b3083477
 _VERSION = 2 # of the drawing; raise it when the pictures change
 _STAMP = "drawn.json"
 
-def _has_stamp(path, settings):
-    stamp = path / _STAMP
-    return stamp.is_file() and json.loads(stamp.read_text()) == settings
+def _read_stamp(folder):
+    "The stamp of a folder; empty if there is none that can be read."
+    try: stamp = json.loads((folder / _STAMP).read_text("utf-8"))
+    except (OSError, ValueError): return {}
+    return stamp if isinstance(stamp, dict) else {}
 
-# %% ../../nbs/data/19_sample.ipynb #321f035b
-def _draw_all(folder, n, size, seed):
-    "Draw `n` pictures into the folder, with the list of their wrong labels."
-    names, wrong = list(BREEDS), []
-    for i in range(n):
-        label, k = names[i % len(names)], i // len(names) + 1
-        truth, file = _drawn_breed(label, k, seed), f"{label}_{k}.jpg"
-        picture = draw_pet(truth, _keyed_rng(seed, label, k), size)
-        picture.save(folder / file, quality=88)
-        if truth != label: wrong.append((file, label, truth))
-    with open(folder / "wrong_labels.csv", "w", newline="") as f:
-        csv.writer(f).writerows([("file", "label", "truth"), *wrong])
+def _agrees(stamp, settings):
+    return {name: stamp.get(name) for name in settings} == settings
+
+def _is_drawn(file, known):
+    "Is it a file as it was drawn, with the size and the digest that the stamp has?"
+    if file.is_symlink() or not file.is_file() or not isinstance(known, list): return False
+    if known[:1] != [file.stat().st_size]: return False
+    return known[1:] == [hashlib.sha256(file.read_bytes()).hexdigest()]
+
+def _not_ours(folder, stamp):
+    "Names of all in a folder that was not drawn, or has changed since."
+    files = stamp.get("files")
+    known = files if isinstance(files, dict) else {}
+    others = [p for p in sorted(folder.iterdir()) if not (stamp and p.name == _STAMP)]
+    return [p.name for p in others if not _is_drawn(p, known.get(p.name))]
+
+# %% ../../nbs/data/19_sample.ipynb #07e544c5
+def _check_place(place, stamp):
+    "Raise a `FileExistsError` if something would be lost by drawing here."
+    if not os.path.lexists(place): return
+    if not place.is_dir():
+        raise FileExistsError(f"{place} is not a folder: give pets() another path")
+    if Path.cwd().is_relative_to(place):
+        raise FileExistsError(f"{place} is the working folder, or holds it: give pets() the path "
+                              "of a folder of its own")
+    _check_files(place, stamp, place)
+
+def _check_files(folder, stamp, place):
+    "Raise a `FileExistsError` if not all in the folder was drawn by us."
+    if not (others := _not_ours(folder, stamp)): return
+    raise FileExistsError(f"{place} has files in it that pets() did not draw, or that have changed "
+                          f"since: {some_of(others)}. Nothing was touched. Give another path, "
+                          "or move these files away")
 
 # %% ../../nbs/data/19_sample.ipynb #0bb3eda0
 def _folder_beside(path):
@@ -74,43 +144,86 @@ def _folder_beside(path):
         raise PermissionError(f"cannot write to {path.parent} ({e.strerror}): "
                               "give pets() another path") from e
 
-def _move(folder, path, settings):
+def _remove_drawn(folder, stamp):
+    "Remove an old set: its files, and the folder if nothing else is in it."
+    ours = {*stamp.get("files", {}), _STAMP}
+    for file in list(folder.iterdir()):
+        if file.name in ours: file.unlink()
+    folder.rmdir()
+
+def _move(new, place, settings):
     "Put the finished folder in its place, unless another process was quicker and drew the same."
-    if path.exists(): shutil.rmtree(path)
-    try: folder.rename(path)
+    if _agrees(stamp := _read_stamp(place), settings): return
+    old = new.with_name("old")
+    if place.exists(): place.rename(old)
+    try:
+        if old.exists(): _check_files(old, stamp, place)
+        new.rename(place)
     except OSError:
-        if not _has_stamp(path, settings): raise
+        if old.exists() and not place.exists(): old.rename(place)
+        if not _agrees(_read_stamp(place), settings): raise
+    if old.exists(): _remove_drawn(old, stamp)
+
+# %% ../../nbs/data/19_sample.ipynb #faa8c72c
+def _draw_set(place, settings, show):
+    "Draw a whole set and put it in its place."
+    beside = _folder_beside(place)
+    new = beside / "new"
+    def clean_up():
+        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError): beside.rmdir()
+
+    with restoring(clean_up):
+        new.mkdir()
+        n, seed = settings["n"], settings["seed"]
+        files = _draw_files(new, _picture_keys(n), seed, settings["size"], show)
+        files.append(_write_wrong(new, n, seed))
+        stamp = settings | {"files": {name: known for name, *known in files}}
+        (new / _STAMP).write_text(json.dumps(stamp), "utf-8")
+        with uninterrupted(): _move(new, place, settings)
+
+# %% ../../nbs/data/19_sample.ipynb #18209e5d
+def _complete(place, settings, show):
+    "Draw again what is missing from a set, or is empty."
+    n, seed = settings["n"], settings["seed"]
+    def is_empty(entry): return entry.stat(follow_symlinks=False).st_size == 0
+    with os.scandir(place) as entries: there = {e.name for e in entries if not is_empty(e)}
+    missing = [key for key in _picture_keys(n) if "{}_{}.jpg".format(*key) not in there]
+    if _WRONG_FILE not in there: _write_wrong(place, n, seed)
+    if not missing: return
+    warn_always(f"{len(missing)} of {n} pictures in {place} were missing or empty, "
+                "and are drawn again", stacklevel=3)
+    _draw_files(place, missing, seed, settings["size"], show)
 
 # %% ../../nbs/data/19_sample.ipynb #96f5f883
 def pets(
     path: str | Path | None = None, # folder to make; None: one in `cache_dir()`
     n: int = 1200, # number of pictures, spread evenly over the breeds; at least 12
     size: int = 200, # typical side in pixels; at least 32
-    seed: int = 0, # another seed, other animals
+    seed: int = 0, # another seed, other animals; at least 0
+    show: bool = True, # show the progress, in a notebook or terminal
 ) -> Path: # the folder with Breed_k.jpg and wrong_labels.csv
     """Draw pets into a folder, as `Abyssinian_12.jpg` (cats) and `pug_7.jpg` (dogs).
 
-    They are drawn once and found again later. Raises a `ValueError` if `n` or `size` is too small,
-    a `FileExistsError` if the folder has other files in it, and a `PermissionError` if it can't
-    be made.
+    They are drawn once and found again later. With other settings they are drawn again, unless
+    something in the folder is not as they were drawn. Raises a `ValueError` if `n`, `size` or
+    `seed` is too small, a `FileExistsError` if the folder has other or changed files in it,
+    and a `PermissionError` if it can't be made.
     """
+    n = whole_number("n", n)
     if n < len(BREEDS):
         raise ValueError(f"n={n} is too small: there are {len(BREEDS)} breeds, "
                          "ask for at least one picture of each")
+    size, seed = whole_number("size", size), whole_number("seed", seed, least=0)
     if size < 32: raise ValueError(f"size={size} is too small to draw a pet: use at least 32")
-    path = Path(path) if path is not None else cache_dir() / f"pets-{n}-{size}-{seed}"
+    path = as_path(path) if path is not None else cache_dir() / f"pets-{n}-{size}-{seed}"
+    place = path.resolve() # drawn behind a link, which stays
     settings = dict(version=_VERSION, n=n, size=size, seed=seed)
-    if _has_stamp(path, settings): return path
-    is_ours = (path / _STAMP).is_file()
-    if path.exists() and not is_ours and any(path.iterdir()):
-        raise FileExistsError(f"{path} is not empty and was not drawn by pets(): give another path")
-    unfinished = _folder_beside(path)
-    try:
-        _draw_all(unfinished, n, size, seed)
-        (unfinished / _STAMP).write_text(json.dumps(settings))
-        unfinished.chmod(0o755) # temporary folders are private
-        _move(unfinished, path, settings)
-    finally: shutil.rmtree(unfinished, ignore_errors=True)
+    stamp = _read_stamp(place)
+    if _agrees(stamp, settings): _complete(place, settings, show)
+    else:
+        _check_place(place, stamp)
+        _draw_set(place, settings, show)
     return path
 
 # %% ../../nbs/data/19_sample.ipynb #dd49e8f0
@@ -119,7 +232,7 @@ def wrong_labels(
 ): # DataFrame with the columns file, label (the name says so) and truth (what was drawn)
     "The pictures whose labels are wrong on purpose."
     import pandas as pd
-    return pd.read_csv(Path(path) / "wrong_labels.csv")
+    return pd.read_csv(as_path(path) / _WRONG_FILE)
 
 # %% ../../nbs/data/19_sample.ipynb #08b02d29
 SHAPES = ("circle", "square", "stripes")
@@ -152,6 +265,19 @@ def _check_tiny(n, classes, layout):
         raise ValueError(f"n={n} is too small: {len(classes)} classes in layout {layout!r} "
                          f"need at least {least}")
 
+# %% ../../nbs/data/19_sample.ipynb #cba476c3
+def _add_files(folder, files):
+    "Write what isn't there yet. Raises a `FileExistsError` if another file has one of the names."
+    def is_same(file, content): return file.is_file() and file.read_bytes() == content
+    there = {name for name in files if os.path.lexists(folder / name)}
+    others = [name for name in sorted(there) if not is_same(folder / name, files[name])]
+    if others:
+        raise FileExistsError(f"{folder} already has other files of these names: "
+                              f"{some_of(others)}. Nothing was written: give another path")
+    for name in files.keys() - there:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / name, "xb") as f: f.write(files[name])
+
 # %% ../../nbs/data/19_sample.ipynb #82bcdd8f
 def tiny(
     path: str | Path, # folder to fill (made if missing)
@@ -165,38 +291,41 @@ def tiny(
 
     The layout "flat" makes `circle_3.jpg`; "folders" makes `train/circle/3.jpg`,
     `valid/circle/4.jpg` and `test/5.jpg`, which has no label. Raises a `ValueError` for an unknown
-    class or layout, and if `n` is too small for all classes to appear.
+    class or layout, and if `n` is too small for all classes to appear; and a `FileExistsError`,
+    before anything is written, if the folder has other files of these names.
     """
     _check_tiny(n, classes, layout)
-    path = Path(path)
+    path, files = as_path(path), {}
     for i in range(n):
         label, k = classes[i % len(classes)], i // len(classes)
-        file = path / _tiny_name(layout, label, k, i)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _draw_shape(label, size, _keyed_rng(seed, label, k)).save(file, quality=92)
+        picture = _draw_shape(label, size, _keyed_rng(seed, label, k))
+        files[_tiny_name(layout, label, k, i)] = _encode(picture, quality=92)
+    _add_files(path, files)
     return path
 
 # %% ../../nbs/data/19_sample.ipynb #b49a2b8a
 def odd_files(
     path: str | Path, # folder to fill (made if missing)
 ) -> dict[str, Path]: # name -> file
-    "Write files that are not plain RGB JPEGs, some not pictures at all, to test a reader with."
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    names = ["text.jpg", "empty.jpg", "truncated.jpg", "cmyk.jpg", "gray16.png", "animated.gif",
-             "palette_alpha.png", "exif_rotated.jpg"]
-    text, empty, cut, cmyk, gray, gif, palette, turned = files = [path / name for name in names]
+    """Write files that are not plain RGB JPEGs, some not pictures at all, to test a reader with.
+
+    Raises a `FileExistsError`, before anything is written, if there are others of these names.
+    """
+    path = as_path(path)
     picture = _draw_shape("circle", 48, _keyed_rng(0)).resize((64, 48))
-    text.write_text("not a picture\n")
-    empty.write_bytes(b"")
-    picture.save(cut, quality=92)
-    cut.write_bytes(cut.read_bytes()[:cut.stat().st_size // 2])
-    picture.convert("CMYK").save(cmyk)
-    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(gray)
+    whole = _encode(picture, quality=92)
+    gray = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     turns = [picture.rotate(90 * k) for k in (1, 2)]
-    picture.save(gif, save_all=True, append_images=turns, duration=100)
-    picture.convert("P").save(palette, transparency=0)
     exif = Image.Exif()
     exif[0x112] = 6 # orientation: turn it a quarter clockwise to see it upright
-    picture.save(turned, exif=exif, quality=92)
-    return dict(zip(names, files))
+    files = {
+        "text.jpg": b"not a picture\n",
+        "empty.jpg": b"",
+        "truncated.jpg": whole[:len(whole) // 2],
+        "cmyk.jpg": _encode(picture.convert("CMYK")),
+        "gray16.png": _encode(gray, "png"),
+        "animated.gif": _encode(picture, "gif", save_all=True, append_images=turns, duration=100),
+        "palette_alpha.png": _encode(picture.convert("P"), "png", transparency=0),
+        "exif_rotated.jpg": _encode(picture, exif=exif, quality=92)}
+    _add_files(path, files)
+    return {name: path / name for name in files}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn, Tensor
 
+from ..core.rng import torch_lock
 from ..data.image_data import Stats
 
 # %% ../../nbs/model/00_classifier.ipynb #c1dfd96e
@@ -33,10 +34,15 @@ class Normalize(nn.Module):
 class ConcatPool(nn.Module):
     "Maximum and average over all places, side by side."
     def forward(self,
-        x: Tensor, # (n,nf,h,w) float
-    ) -> Tensor: # (n, 2 * nf) float: the maxima, then the averages
-        "Pool a map of features."
-        return torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1)
+        x: Tensor, # (n,nf,h,w) float; or (n,tokens,nf); or (n,nf), which is pooled already
+    ) -> Tensor: # (n, 2 * nf) float: the maxima, then the averages; pooled features as they are
+        "Pool a map of features. Raises `TypeError` for what is no tensor."
+        if not isinstance(x, Tensor):
+            raise TypeError(f"the network puts out a {type(x).__name__} in training mode, and a "
+                            "tensor otherwise: let it return its features alone")
+        if x.ndim == 2: return x
+        places = (2, 3) if x.ndim == 4 else 1
+        return torch.cat([x.amax(places), x.mean(places)], 1)
 
 # %% ../../nbs/model/00_classifier.ipynb #7b52009b
 def create_head(
@@ -44,10 +50,12 @@ def create_head(
     n_out: int, # numbers to predict: one for each class, label or value
     ps: float = .5, # dropout before the last layer; half of it before the hidden one
     hidden: int = 512, # width of the hidden layer
-) -> nn.Sequential: # from (n, 2 * nf) to (n, n_out)
+    pooled: bool = False, # does the body put out (n,nf), so that there is no maximum beside it?
+) -> nn.Sequential: # from (n, 2 * nf), pooled from (n,nf), to (n, n_out)
     "The new part of the model."
+    n_in = nf if pooled else 2 * nf
     head = nn.Sequential(
-        nn.BatchNorm1d(2 * nf), nn.Dropout(ps / 2), nn.Linear(2 * nf, hidden),
+        nn.BatchNorm1d(n_in), nn.Dropout(ps / 2), nn.Linear(n_in, hidden),
         nn.ReLU(inplace=True),
         nn.BatchNorm1d(hidden), nn.Dropout(ps), nn.Linear(hidden, n_out))
     for layer in head:
@@ -61,8 +69,10 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)  # kinds o
 
 class Classifier(nn.Module):
     "Normalize, body, pool, head: from images (n,channels,h,w) in [0,1] to logits (n,n_out)."
+    only_sets_modes = True  # its `train` does nothing else: `evaluating` may set them one by one
+
     def __init__(self,
-        body: nn.Module, # from (n,channels,h,w) to (n,nf,h',w')
+        body: nn.Module, # from (n,channels,h,w) to (n,nf,h',w'), (n,tokens,nf) or (n,nf)
         nf: int, # channels that the body puts out
         n_out: int, # numbers to predict: one for each class, label or value
         stats: Stats, # of the pixels that the body was trained with
@@ -71,17 +81,18 @@ class Classifier(nn.Module):
         weights: str = "", # where its weights come from, in words; "" for random ones
         ps: float = .5, # dropout of the head
         train_bn: bool = False, # let all batch normalization learn, averages included?
+        pooled: bool = False, # does the body put out (n,nf), not a map?
     ):
         super().__init__()
         self.normalize, self.body, self.pool = Normalize(stats), body, ConcatPool()
-        self.head = create_head(nf, n_out, ps)
+        self.head = create_head(nf, n_out, ps, pooled=pooled)
         self.channels, self.nf, self.arch, self.weights = len(stats.mean), nf, arch, weights
         self.train_bn, self.frozen = train_bn, 0
         self.groups = [*body_groups, ("head", [self.head])]  # registered above
 
     def features(self,
         x: Tensor, # (n,channels,h,w) float in [0,1]
-    ) -> Tensor: # (n, 2 * nf) float
+    ) -> Tensor: # (n, 2 * nf) float; (n,nf) if the body pools
         "What the body knows about each image: the input of the head."
         return self.pool(self.body(self.normalize(x)))
 
@@ -113,7 +124,7 @@ class Classifier(nn.Module):
         for i, layer in self.group_layers():
             trained = i >= self.frozen or (self.train_bn and isinstance(layer, NORMS))
             for p in layer.parameters(recurse=False): p.requires_grad_(trained)
-        return self.train(self.training)
+        with torch_lock: return self.train(self.training)
 
     def train(self,
         mode: bool = True, # False: evaluation mode, everywhere

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.names import shorten
 from ..core.rng import seeded_rng
 from ..core.task import Task
 from ..data.augment import to_inputs
@@ -39,8 +40,8 @@ def label_lines(
 ) -> str:
     "The label of an image, with a line for each class or number."
     label = task.decode(target)
-    if task.kind == "single": return str(label)
-    if task.kind == "multi": return "\n".join(map(str, label)) or "(none)"
+    if task.kind == "single": return shorten(label, 60)
+    if task.kind == "multi": return "\n".join(shorten(name, 60) for name in label) or "(none)"
     return "\n".join(f"{v:.4g}" for v in np.atleast_1d(label))
 
 # %% ../../nbs/plot/01_batches.ipynb #91032ad7

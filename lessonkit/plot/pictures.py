@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..core.names import printable, shorten
 from ..data.augment import to_inputs
+from ..data.duplicates import LARGE_GROUP
 from ..data.image_data import ImageData
 from ..data.loader import Loader
 from lessonkit.plot.figures import (
     CORRECT_COLOR, draw_image, INCORRECT_COLOR, LETTER_WIDTH, new_figure, NotebookFigure,
-    show_images, wrap_text,
+    PLAIN_TEXT, show_images, wrap_text,
 )
 from ..results.preds import chosen_positions, limit_count, Preds, require_preds
 from lessonkit.results.selections import (
@@ -39,14 +41,14 @@ def format_probability(
 
 # %% ../../nbs/plot/03_pictures.ipynb #fe5dbbce
 def _label_text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value) or "(none)"
+    return f"{value:.4g}" if isinstance(value, float) else shorten(value, 60) or "(none)"
 
 def _runner_up(preds: Preds, i: int) -> str: # "" if there is nothing to say
     "The second most probable class of an image, unless there are only two or it is the actual one."
     if preds.probs.shape[1] <= 2: return ""
     p, c = preds.probs[i].topk(2)
     if preds.targets is not None and preds.targets[i] == c[1]: return ""
-    return f"{preds.classes[c[1]]}\xa0{format_probability(p[1])}"
+    return f"{shorten(preds.classes[c[1]], 60)}\xa0{format_probability(p[1])}"
 
 # %% ../../nbs/plot/03_pictures.ipynb #6228e08a
 def _caption(preds: Preds, row: dict[str, Any], runner_up: str) -> tuple[str, str | None]:
@@ -96,7 +98,8 @@ def model_views(
 def _text_figure(text: str, figsize: tuple | None = None) -> NotebookFigure:
     "A small figure that says what there is none of."
     fig = new_figure(figsize or (5, .6), text)
-    fig.text(.5, .5, wrap_text(text, fig.get_figwidth(), 12), ha="center", va="center", fontsize=12)
+    fig.text(.5, .5, wrap_text(printable(text), fig.get_figwidth(), 12), ha="center", va="center",
+             fontsize=12, **PLAIN_TEXT)
     return fig
 
 # %% ../../nbs/plot/03_pictures.ipynb #08937045
@@ -180,12 +183,12 @@ def plot_incorrect(
 
 # %% ../../nbs/plot/03_pictures.ipynb #12c6fc06
 def _class_name(preds: Preds, label: Any) -> str:
-    return str(preds.classes[class_index(preds, label)])
+    return shorten(preds.classes[class_index(preds, label)], 60)
 
 # %% ../../nbs/plot/03_pictures.ipynb #41f72f09
 def plot_most_correct(
     preds: Preds, # single-label predictions with targets and paths
-    label: Any, # the actual class: name or number
+    label: Any, # the actual class, by name
     k: int = 4, # how many, at most
     *,
     crop: ImageData | bool = False, # the data, to show what the model sees; for a learner, True
@@ -202,7 +205,7 @@ def plot_most_correct(
 # %% ../../nbs/plot/03_pictures.ipynb #df2942de
 def plot_most_incorrect(
     preds: Preds, # single-label predictions with targets and paths
-    label: Any, # the actual class: name or number
+    label: Any, # the actual class, by name
     k: int = 4, # how many, at most
     *,
     crop: ImageData | bool = False, # the data, to show what the model sees; for a learner, True
@@ -253,8 +256,8 @@ def plot_top_losses(
 # %% ../../nbs/plot/03_pictures.ipynb #761f22b2
 def plot_cell(
     preds: Preds, # single-label predictions with targets and paths
-    actual: Any, # the actual class: name or number
-    predicted: Any, # the predicted class: name or number
+    actual: Any, # the actual class, by name
+    predicted: Any, # the predicted class, by name
     k: int = 4, # how many, at most
     *,
     crop: ImageData | bool = False, # the data, to show what the model sees; for a learner, True
@@ -288,24 +291,31 @@ def show_results(
 
 # %% ../../nbs/plot/03_pictures.ipynb #e1822db4
 def _similarity(pair: Any) -> str: # of a row of the table
+    if pair.copies > LARGE_GROUP: return f"{pair.kind}, one of {pair.copies:,} copies"
     if pair.kind == "exact": return pair.kind
     if pair.kind == "similar": return f"{pair.kind}, cosine {1 - pair.distance:.3f}"
     return f"{pair.kind}, {pair.distance:.0f} of 64 bits differ"
 
 def _image_name(split: str, label: str, path: str | Path) -> str:
-    return ": ".join(filter(None, (split, label))) or Path(path).name
+    return shorten(": ".join(filter(None, (split, label))) or Path(path).name, 60)
+
+def _one_of_each_group(table: Any) -> Any: # pandas.DataFrame, with a column `copies`
+    "The same rows; but of an image with many copies, all pairs except the first come last."
+    copies = table.groupby(["kind", "a"], sort=False)["b"].transform("size")
+    repeated = (copies > LARGE_GROUP) & table.duplicated(["kind", "a"])
+    return table.assign(copies=copies).iloc[np.argsort(repeated, kind="stable")]
 
 # %% ../../nbs/plot/03_pictures.ipynb #3330c453
 def _draw_pair(part: Any, pair: Any, width: float) -> tuple[str, str]: # description, failures
     "Draw a row of the table in a part of a figure; each image has `width` inches."
-    part.suptitle(_similarity(pair), fontsize=13)
+    part.suptitle(_similarity(pair), fontsize=13, **PLAIN_TEXT)
     names = [_image_name(pair.split_a, pair.label_a, pair.a),
              _image_name(pair.split_b, pair.label_b, pair.b)]
     failures = ""
     for ax, path, name in zip(part.subplots(1, 2), (pair.a, pair.b), names):
         failure = draw_image(ax, path)
         if failure: failures += f". An image can't be shown: {failure}"
-        ax.set_title(wrap_text(name, width), fontsize=11, pad=3)
+        ax.set_title(wrap_text(name, width), fontsize=11, pad=3, **PLAIN_TEXT)
     return f"{_similarity(pair)} ({' and '.join(names)})", failures
 
 # %% ../../nbs/plot/03_pictures.ipynb #63b3d535
@@ -315,7 +325,10 @@ def plot_duplicates(
     ncols: int | None = None, # pairs side by side; None: 2
     figsize: tuple[float, float] | None = None, # inches; None: 4.6 by 3 for each pair
 ) -> NotebookFigure:
-    "Images that are the same, or nearly so, in pairs and in the order of the table."
+    """Images that are the same, or nearly so, in pairs and in the order of the table.
+
+    Of an image with over 20 copies, the first pair is shown, and others only if there is room.
+    """
     k = limit_count(k, len(table))
     if not k: return _text_figure("Duplicates: none", figsize)
     ncols = limit_count(2 if ncols is None else ncols, k)
@@ -324,7 +337,8 @@ def plot_duplicates(
     fig.photos = True
     parts = fig.subfigures(rows, ncols, squeeze=False, wspace=.06).flat
     width = fig.get_figwidth() / ncols / 2
-    drawn = [_draw_pair(part, pair, width) for part, pair in zip(parts, table.head(k).itertuples())]
+    pairs = _one_of_each_group(table).head(k).itertuples()
+    drawn = [_draw_pair(part, pair, width) for part, pair in zip(parts, pairs)]
     descriptions, failures = zip(*drawn)
     fig.alt = f"{k} of {len(table)} pairs of duplicates: {'; '.join(descriptions)}"
     fig.alt += "".join(failures)

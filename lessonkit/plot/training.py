@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..core.names import printable
 from lessonkit.plot.figures import (
-    describe, get_axes, legend_below, LETTER_WIDTH, new_figure, NotebookFigure, TRAIN_COLOR,
-    VALID_COLOR,
+    describe, get_axes, legend_below, legend_label, LETTER_WIDTH, new_figure, NotebookFigure,
+    plain_legend, PLAIN_TEXT, TRAIN_COLOR, VALID_COLOR,
 )
 from ..train.history import FitRecord, History
 from ..train.lr_finder import LRFind
@@ -49,7 +50,7 @@ def _mark_fits(
         room = unit * (borders[i + 1] - borders[i])
         if room > 9 * LETTER_WIDTH * len(name) or i == len(names) - 1:
             ax.annotate(name, (x, 1), xycoords=("data", "axes fraction"), fontsize=9,
-                        xytext=(3, 2), textcoords="offset points")
+                        xytext=(3, 2), textcoords="offset points", **PLAIN_TEXT)
     return borders[:-1]
 
 # %% ../../nbs/plot/02_training.ipynb #d5aa5b56
@@ -100,7 +101,8 @@ def _draw_metric(ax, fits: Sequence[FitRecord], name: str) -> float: # the last 
                 va="center", fontsize=9)
     ax.set_xlim(1 - .08 * max(n - 1, 1), n + .22 * max(n - 1, 1))  # room for the number
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel="epoch", ylabel=name.replace("_", " "))
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(printable(name.replace("_", " ")), **PLAIN_TEXT)
     ax.grid(alpha=.25)
     return values[-1]
 
@@ -150,7 +152,8 @@ def _plot_functions(schedules: dict[str, Schedule], epochs: int | None, ax, figs
     said = []
     for i, (name, schedule) in enumerate(schedules.items()):
         at, values = sample_schedule(schedule)
-        ax.plot(at * (epochs or 1), values, color=TRAIN_COLOR if alone else f"C{i}", label=name)
+        ax.plot(at * (epochs or 1), values, color=TRAIN_COLOR if alone else f"C{i}",
+                label=legend_label(name))
         said.append(f"{name or 'schedule'} from {values[0]:.3g} to {values[-1]:.3g}, "
                     f"highest {max(values):.3g}")
     unit = "epoch" if epochs else "position in training"
@@ -165,7 +168,7 @@ def _plot_functions(schedules: dict[str, Schedule], epochs: int | None, ax, figs
 def _add_legend(ax):
     "Below the diagram if the figure is ours, else inside."
     if isinstance(ax.figure, NotebookFigure): legend_below(ax, ncols=4)
-    else: ax.legend(fontsize=9, framealpha=.5)
+    else: plain_legend(ax.legend(fontsize=9, framealpha=.5))
 
 # %% ../../nbs/plot/02_training.ipynb #7c70dbd6
 def _rates_by_group(
@@ -194,7 +197,7 @@ def _draw_rates(ax, fits: Sequence[FitRecord], curves: dict[tuple[float, ...], l
         style = dict(color=TRAIN_COLOR if len(curves) == 1 else f"C{i}", lw=.5 + len(curves) - i)
         for j, (fit, begin) in enumerate(zip(fits, begins)):
             end = begin + len(fit.losses)
-            label = None if j else ", ".join(names)
+            label = None if j else legend_label(", ".join(names))
             ax.plot(np.arange(begin, end), rates[begin:end], label=label, **style)
             peaks.append(max(rates[begin:end]))
     if max(peaks) > 5 * min(peaks): ax.set(yscale="log", ylim=(min(peaks) / 30, max(peaks) * 2))
@@ -280,7 +283,7 @@ def _label_points(ax, points: dict[str, tuple[float, float]], fontsize: float = 
     for name, place in zip(names, spread_out(np.array([x[name] for name in names]), width)):
         ax.annotate(f"{name}\n{points[name][0]:.1e}", points[name], xytext=(place, 1.03),
                     textcoords=ax.transAxes, ha="center", va="bottom", fontsize=fontsize,
-                    arrowprops=line)
+                    arrowprops=line, **PLAIN_TEXT)
 
 # %% ../../nbs/plot/02_training.ipynb #d44d1704
 def plot_lr_find(

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
+from ..core.interrupts import uninterrupted
 from .intervals import wilson_bounds
-from .metrics import is_correct
+from .metrics import is_correct, lower_is_better
 from .preds import Preds, require_preds
 
 # %% ../../nbs/results/07_calibration.ipynb #fe5dbbce
@@ -67,6 +68,7 @@ def reliability(
     return pd.DataFrame(columns, index=pd.Index(used, name="bin"))
 
 # %% ../../nbs/results/07_calibration.ipynb #91032ad7
+@lower_is_better
 def calibration_error(
     preds: Preds, # single-label predictions with targets
     bins: int = 15, # of equal width on (0,1]
@@ -125,6 +127,7 @@ def apply_temperature(
     return _with_logits(preds, log_probs / check_temperature(temperature))
 
 # %% ../../nbs/results/07_calibration.ipynb #972a67c4
+@lower_is_better
 def nll(
     preds: Preds, # single-label predictions with targets
 ) -> float: # from 0, in nats
@@ -265,7 +268,7 @@ def fold_temperature(
                         f"there is {type(last).__name__}: scale the predictions with "
                         "apply_temperature(preds, temperature)")
     temperature = check_temperature(temperature)
-    with torch.no_grad():
+    with uninterrupted(), torch.no_grad():
         for p in last.parameters(): p.div_(temperature)
 
 # %% ../../nbs/results/07_calibration.ipynb #e6c3dd63

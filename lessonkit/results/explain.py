@@ -6,36 +6,37 @@
 __all__ = ['capture_activations', 'body_of', 'class_numbers', 'grad_cam', 'heat_maps']
 
 # %% ../../nbs/results/08_explain.ipynb #ce074642
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing, ExitStack
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
+from ..core.interrupts import entered, restoring
+from ..core.rng import evaluating
 from ..data.augment import to_inputs
 from ..data.loader import Loader
-from ..train.engine import Engine
+from ..train.engine import Engine, with_same_weights
 
 # %% ../../nbs/results/08_explain.ipynb #c1dfd96e
-@contextmanager
 def capture_activations(
     model: nn.Module, # in any mode
     layer: nn.Module, # a part of it that runs once for a batch
-) -> Iterator[list[Tensor]]: # filled when the model runs: the layer's output, a leaf with gradients
-    "Inside, `model` is in evaluation mode and the output of `layer` is captured; both end with it."
-    modes, captured = [(m, m.training) for m in model.modules()], []
+) -> restoring: # `as` gives a list, to which a run adds the layer's output, a leaf with gradients
+    "Inside, `model` is evaluated, the output of `layer` is captured, and other threads wait."
+    captured, held = [], ExitStack()
     def capture(_, __, output):
         captured.append(output.detach().requires_grad_())
         return captured[-1].clone()  # a copy, because the next layer may work in place
-    hook = layer.register_forward_hook(capture)
-    try:
-        model.eval()
-        yield captured
-    finally:
-        hook.remove()
-        for m, training in modes: m.training = training
+    def change():
+        held.enter_context(evaluating(model))
+        held.callback(layer.register_forward_hook(capture).remove)
+        return captured
+    return restoring(held.close, change)
 
 # %% ../../nbs/results/08_explain.ipynb #0b080c02
 def body_of(
@@ -56,10 +57,7 @@ def class_numbers(
     "The class in question for each image. Raises `TypeError` or `ValueError` for what is no class."
     n, c = scores.shape
     if target is None: return scores.argmax(1)
-    try: target = torch.as_tensor(target, device=scores.device)
-    except (TypeError, ValueError) as e:
-        raise TypeError("target is a class number or one for each image, such as "
-                        f"data.classes.index('pug'); got {target!r}") from e
+    target = _class_tensor(target).to(scores.device)
     is_number = not target.is_floating_point() and target.dtype != torch.bool
     if not is_number or target.ndim > 1 or target.numel() not in {1, n}:
         raise ValueError(f"target is one class number, or one for each of the {n} images; "
@@ -67,6 +65,16 @@ def class_numbers(
     unknown = sorted({*target.flatten().tolist()} - {*range(c)})
     if unknown: raise ValueError(f"the model has outputs 0 to {c - 1}; got target {unknown[:5]}")
     return target.long().expand(n)
+
+# %% ../../nbs/results/08_explain.ipynb #e414107d
+def _class_tensor(target: Tensor | Sequence[int] | int) -> Tensor:
+    "Class numbers as a tensor. Raises `TypeError` for names, and for a list with True or False."
+    several = target if isinstance(target, Sequence) else ()
+    unfit = any(isinstance(t, (bool, np.bool_)) for t in several)
+    try: return torch.as_tensor(None if unfit else target)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError("target is a class number or one for each image, such as "
+                        f"data.classes.index('pug'); got {target!r}") from e
 
 # %% ../../nbs/results/08_explain.ipynb #0ade7c2c
 def grad_cam(
@@ -77,9 +85,9 @@ def grad_cam(
 ) -> Tensor: # (n,h',w') float in [0,1]: 1 where most of the evidence is, all 0 where there is none
     "Where in each image the evidence for a class is (Selvaraju et al. 2017). Raises `ValueError`."
     layer = body_of(model) if layer is None else layer
-    with (torch.inference_mode(False), torch.enable_grad(),
-          torch.autocast(x.device.type, enabled=False),
-          capture_activations(model, layer) as captured):
+    plain = torch.autocast(x.device.type, enabled=False)
+    with entered(torch.inference_mode(False), torch.enable_grad(), plain,
+                 capture_activations(model, layer)) as captured:
         scores = model(x.detach().float().clone())  # clone: inference tensors can't have gradients
         activations = _single_grid(captured, layer)
         score = scores.gather(1, class_numbers(target, scores)[:, None]).sum()
@@ -111,19 +119,27 @@ def heat_maps(
 ) -> Tensor: # (n,size,size) float32 on the CPU, in [0,1]: to be laid over what the model sees
     "`grad_cam` of every image of a loader, in the size of the images. Raises `ValueError`."
     eval_loader = replace(loader, augment=None, shuffle=False)
-    one_each = target is not None and torch.as_tensor(target).ndim == 1
+    if target is not None: target = _class_tensor(target)
+    one_each = target is not None and target.ndim == 1
     if one_each and len(target) != loader.n:
         raise ValueError(f"{len(target)} targets for {loader.n} images: give one for each, "
                          "or one number for all")
+    runs_once = len(eval_loader) <= 1
+    def run(): return _maps_of_batches(model, eval_loader, engine, target, one_each, layer)
+    return run() if runs_once else with_same_weights(model, run)
+
+# %% ../../nbs/results/08_explain.ipynb #7e13fea6
+def _maps_of_batches(model: nn.Module, loader: Loader, engine: Engine, target: Any, one_each: bool,
+                     layer: nn.Module | None) -> Tensor: # (n,size,size)
     size = (loader.size, loader.size)
-    maps = [torch.zeros(0, *size)]
-    with closing(eval_loader.batches(ahead=engine.ahead)) as batches:
+    maps = torch.zeros(loader.n, *size)  # without evidence where an image can't be read
+    with closing(loader.batches(ahead=engine.ahead)) as batches:
         for batch in batches:
             if batch.aspect is None:
                 raise ValueError("these items are features, which have no places left: give the "
                                  "loader of the images that they were computed from")
-            classes = torch.as_tensor(target)[batch.index] if one_each else target
-            cam = grad_cam(model, to_inputs(batch, eval_loader, engine.device), classes, layer)
+            classes = target[batch.index] if one_each else target
+            cam = grad_cam(model, to_inputs(batch, loader, engine.device), classes, layer)
             large = F.interpolate(cam[:, None], size, mode="bilinear", align_corners=False)
-            maps.append(large[:, 0].cpu())
-    return torch.cat(maps)
+            maps[batch.index] = large[:, 0].cpu()
+    return maps

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Preds', 'chosen_positions', 'join_preds', 'names_below_common_folder', 'single_columns', 'label_lists',
-           'multi_columns', 'number_columns', 'answer_columns', 'submission_ids', 'submission_answers',
-           'submission_table', 'require_preds', 'require_fitting_targets', 'limit_count']
+           'multi_columns', 'number_columns', 'answer_columns', 'add_class_columns', 'add_failed_rows',
+           'submission_ids', 'submission_answers', 'submission_table', 'require_preds', 'require_fitting_targets',
+           'limit_count']
 
 # %% ../../nbs/results/00_preds.ipynb #74bf3872
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.files import as_path, some_of
+from ..core.names import escape_columns, find_class, printable, write_csv
 from ..core.task import Task
 
 # %% ../../nbs/results/00_preds.ipynb #fe5dbbce
@@ -31,10 +34,16 @@ class Preds:
     losses: Tensor | None # (n,) float32; None without targets
     paths: tuple[Path, ...] # one for each image, or () where there are no files
     task: Task # what is predicted: its classes are the columns, in order
+    index: Tensor | None = None # (n,) int64: positions of the rows in what was asked for; 0 to n-1
+    failed: dict[int, str] = field(default_factory=dict) # other positions: why there is no row
+    failed_paths: dict[int, Path] = field(default_factory=dict) # the same positions: the files
 
     def __post_init__(self):
         n = len(self.probs)
-        parts = dict(targets=self.targets, losses=self.losses, paths=self.paths or None)
+        index = torch.arange(n) if self.index is None else torch.as_tensor(self.index)
+        object.__setattr__(self, "index", index.long().cpu())
+        parts = dict(targets=self.targets, losses=self.losses, paths=self.paths or None,
+                     index=self.index)
         for name, values in parts.items():
             if values is not None and len(values) != n:
                 raise ValueError(f"{n} predictions but {len(values)} {name}")
@@ -55,16 +64,20 @@ class Preds:
 
     def __repr__(self):
         known = "no targets" if self.targets is None else "with targets"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
         return (f"Preds: {len(self)} items, {self.probs.shape[1]} columns, "
-                f"kind {self.kind!r}, {known}")
+                f"kind {self.kind!r}, {known}{failed}")
 
     def __getitem__(self, idx) -> "Preds":
         positions = chosen_positions(idx, len(self))
         at = torch.from_numpy(positions)
         def some(values): return None if values is None else values[at.to(values.device)]
         paths = tuple(self.paths[i] for i in positions) if self.paths else ()
+        whole = len({*positions.tolist()}) == len(self)  # what has failed belongs to all of them
         return replace(self, probs=some(self.probs), targets=some(self.targets),
-                       losses=some(self.losses), paths=paths)
+                       losses=some(self.losses), paths=paths, index=some(self.index),
+                       failed=self.failed if whole else {},
+                       failed_paths=self.failed_paths if whole else {})
 
     @property
     def pred(self) -> Tensor:
@@ -95,9 +108,10 @@ class Preds:
         "Several sets, one after the other. Raises `ValueError` if they don't go together."
         return join_preds(parts)
 
-    def columns(self) -> dict[str, list]: # one value for each image in every list
-        "What is known, as plain lists: file, those of `answer_columns`, loss and margin."
-        columns = {"file": names_below_common_folder(self.paths)} if self.paths else {}
+    def columns(self) -> dict[str, list]: # one value for each row in every list
+        "As plain lists: index (if any has failed), file, those of `answer_columns`, loss, margin."
+        columns = {"index": self.index.tolist()} if self.failed else {}
+        if self.paths: columns["file"] = _file_names(self)[:len(self)]
         columns |= answer_columns(self)
         if self.losses is not None: columns["loss"] = self.losses.tolist()
         has_margin = self.kind == "single" and len(self.classes) > 1
@@ -107,23 +121,27 @@ class Preds:
     def to_frame(self,
         probs: bool = False, # add a column of probabilities for each class
     ) -> "pandas.DataFrame": # noqa: F821
-        "The columns as a pandas table. A class whose name is taken gets `p_` before it."
+        "The columns as a pandas table; images that failed have a row with the reason."
         import pandas as pd
         columns = self.columns()
-        if not probs or self.kind == "number": return pd.DataFrame(columns)
-        for label, values in zip(self.classes, self.probs.T.tolist()):
-            name = str(label)
-            while name in columns: name = f"p_{name}"
-            columns[name] = values
-        return pd.DataFrame(columns)
+        if self.failed: columns["failed"] = [""] * len(self)
+        if probs and self.kind != "number": add_class_columns(columns, self)
+        table = pd.DataFrame(escape_columns(columns))
+        return add_failed_rows(table, self) if self.failed else table
 
     def to_csv(self,
         path: str | os.PathLike, # file to write
         probs: bool = True, # with a column of probabilities for each class
+        spreadsheet: bool = False, # for Excel and others: keep text from becoming a formula?
     ) -> Path: # the file
-        "Write the table for another program, the numbers with all their digits."
-        self.to_frame(probs).to_csv(path, index=False)
-        return Path(path)
+        """Write the table for another program, the numbers with all their digits.
+
+        Names are exact; only bytes that aren't UTF-8 are escaped (`unescape_name` is the way back).
+        With `spreadsheet`, text that would be taken for a formula gets an apostrophe before it.
+        """
+        path = as_path(path)
+        write_csv(self.to_frame(probs), path, spreadsheet)
+        return path
 
     def submission(self,
         path: str | os.PathLike | None = None, # file to write; None: none
@@ -132,10 +150,11 @@ class Preds:
         label: Any = "class", # "class", "probs" (a column a class), or a class (its probability)
         ext: bool = False, # do names keep their extension (.jpg)?
         threshold: float = .5, # a label applies above this probability, for several labels
+        missing: Any = "error", # for files that failed: "error", "omit", or the answer to give
     ) -> "pandas.DataFrame": # noqa: F821
         "The table that competitions ask for. Raises `ValueError`, as `submission_table`."
-        table = submission_table(self, id_name, label_name, label, ext, threshold)
-        if path is not None: table.to_csv(path, index=False)
+        table = submission_table(self, id_name, label_name, label, ext, threshold, missing)
+        if path is not None: write_csv(table, as_path(path))
         return table
 
 # %% ../../nbs/results/00_preds.ipynb #6e0a1f04
@@ -145,6 +164,9 @@ def chosen_positions(
 ) -> np.ndarray: # (k,) int64, 0 to n-1
     "The positions that an index chooses, in its order. Raises `IndexError`."
     if isinstance(idx, Tensor): idx = idx.numpy(force=True)
+    mixed = isinstance(idx, list) and len({isinstance(i, (bool, np.bool_)) for i in idx}) > 1
+    if mixed: raise IndexError(f"choose some of {n} predictions by positions or by a mask of "
+                               f"{n}; this is a mixture of both: {idx[:5]}")
     try: at = np.atleast_1d(np.arange(n)[idx])
     except IndexError as e:
         raise IndexError(f"choose some of {n} predictions by positions, a mask of {n}, "
@@ -168,8 +190,23 @@ def join_preds(
         values = _values_of_all(parts, name)
         return torch.cat(values) if values else getattr(parts[0], name)
     paths = tuple(chain.from_iterable(_values_of_all(parts, "paths")))
+    index, failed, failed_paths = _joined_positions(parts)
     return replace(parts[0], probs=joined("probs"), targets=joined("targets"),
-                   losses=joined("losses"), paths=paths)
+                   losses=joined("losses"), paths=paths, index=index, failed=failed,
+                   failed_paths=failed_paths)
+
+# %% ../../nbs/results/00_preds.ipynb #f589ad8b
+def _joined_positions(parts: Sequence[Preds]) -> tuple[Tensor, dict, dict]:
+    "`index`, `failed` and `failed_paths` of several sets as one."
+    positions = [{*p.index.tolist(), *p.failed} for p in parts]
+    apart = len(set().union(*positions)) == sum(map(len, positions))
+    index, failed, failed_paths, start = [], {}, {}, 0
+    for part, own in zip(parts, positions):
+        index.append(part.index + start)
+        failed |= {start + i: reason for i, reason in part.failed.items()}
+        failed_paths |= {start + i: path for i, path in part.failed_paths.items()}
+        if not apart: start += max(own, default=-1) + 1
+    return torch.cat(index), failed, failed_paths
 
 # %% ../../nbs/results/00_preds.ipynb #69523724
 def _values_of_all(parts: Sequence[Preds], name: str) -> list: # [] if none has any
@@ -190,6 +227,11 @@ def names_below_common_folder(
     paths = [os.path.abspath(p) for p in paths]
     top = os.path.commonpath([os.path.dirname(p) for p in paths])
     return [p[len(top):].lstrip(os.sep).replace(os.sep, "/") for p in paths]
+
+# %% ../../nbs/results/00_preds.ipynb #9704a7dc
+def _file_names(preds: Preds) -> list[str]:
+    "The names of the files, and then of those that failed."
+    return names_below_common_folder([*preds.paths, *preds.failed_paths.values()])
 
 # %% ../../nbs/results/00_preds.ipynb #6e0a1f0c
 def single_columns(
@@ -246,6 +288,35 @@ def answer_columns(
     by_kind = dict(single=single_columns, multi=multi_columns, number=number_columns)
     return by_kind[preds.kind](preds)
 
+# %% ../../nbs/results/00_preds.ipynb #31a9abfc
+def add_class_columns(
+    columns: dict[str, list], # columns of a table; those of the classes are added
+    preds: Preds, # of kind "single" or "multi"
+):
+    "A column of probabilities for each class. A class whose name is taken gets `p_` before it."
+    for label, values in zip(preds.classes, preds.probs.T.tolist()):
+        name = str(label)
+        while name in columns: name = f"p_{name}"
+        columns[name] = values
+
+# %% ../../nbs/results/00_preds.ipynb #5e755e3c
+def add_failed_rows(
+    table: "pandas.DataFrame", # noqa: F821 - with a column "index", one row for each prediction
+    preds: Preds, # with some that failed
+) -> "pandas.DataFrame": # noqa: F821
+    "The table with a row for each image that failed; in order of the index, if it was before."
+    import pandas as pd
+    reasons = [preds.failed[i] for i in preds.failed]
+    rows = pd.DataFrame({"index": list(preds.failed), "failed": [printable(v) for v in reasons]})
+    if preds.paths:
+        names = dict(zip(preds.failed_paths, _file_names(preds)[len(preds):]))
+        rows["file"] = escape_columns({"file": [names.get(i) for i in preds.failed]})["file"]
+    kept = {name: object for name in ("actual", "predicted") if name in table}
+    ordered = table["index"].is_monotonic_increasing
+    if preds.kind != "number": table = table.astype(kept)  # class 1 stays 1, beside an empty cell
+    whole = pd.concat([table, rows], ignore_index=True)
+    return whole.sort_values("index", ignore_index=True) if ordered else whole
+
 # %% ../../nbs/results/00_preds.ipynb #6e0a1f18
 def submission_ids(
     preds: Preds, # of files
@@ -254,14 +325,15 @@ def submission_ids(
     "The files' names. Raises `ValueError` if there are no files, or two have the same name."
     if len(preds) and not preds.paths:
         raise ValueError("a submission names files, and these predictions have none: predict files")
-    ids = [Path(p).name if ext else Path(p).stem for p in preds.paths]
+    paths = [*preds.paths, *preds.failed_paths.values()]
+    ids = [Path(p).name if ext else Path(p).stem for p in paths]
     repeated = [name for name, k in Counter(ids).items() if k > 1]
     if repeated:
         advice = ("give each file a name of its own" if ext else
                   "ext=True keeps the extensions, if it is these that differ")
         raise ValueError(f"{len(repeated)} id(s) stand for several files, "
                          f"such as {repeated[0]!r}: {advice}")
-    return ids
+    return ids[:len(preds)]
 
 # %% ../../nbs/results/00_preds.ipynb #6e0a1f1b
 def submission_answers(
@@ -273,11 +345,14 @@ def submission_answers(
     "The answers in the form a competition wants. Raises `ValueError` for a label that is no class."
     classes = preds.classes
     if preds.kind == "number": return _number_answers(preds, label_name, label)
-    if label == "probs": return dict(zip(map(str, classes), preds.probs.T.tolist()))
-    if label in classes: return {label_name: preds.probs[:, classes.index(label)].tolist()}
-    if label != "class":
-        raise ValueError("label is 'class', 'probs' or one of the classes "
-                         f"{list(classes)[:5]}; got {label!r}")
+    form = label if isinstance(label, str) else ""
+    if form == "probs": return dict(zip(map(str, classes), preds.probs.T.tolist()))
+    if form != "class":
+        try: column = find_class(classes, label)
+        except ValueError:
+            raise ValueError("label is 'class', 'probs' or one of the classes "
+                             f"{list(classes)[:5]}; got {label!r}") from None
+        return {label_name: preds.probs[:, column].tolist()}
     if preds.kind == "multi": return {label_name: label_lists(preds.probs, classes, " ", threshold)}
     return {label_name: [classes[i] for i in preds.pred.tolist()]}
 
@@ -297,14 +372,26 @@ def submission_table(
     label: Any = "class", # "class", "probs" (a column a class), or a class (its probability)
     ext: bool = False, # do names keep their extension (.jpg)?
     threshold: float = .5, # a label applies above this probability, for several labels
+    missing: Any = "error", # for files that failed: "error", "omit", or the answer to give
 ) -> "pandas.DataFrame": # noqa: F821
-    "Ids and answers. Raises `ValueError` if files, answers or names of columns are in conflict."
+    "Ids and answers. Raises `ValueError` if files have failed, or names are in conflict."
     import pandas as pd
+    failed = {} if isinstance(missing, str) and missing == "omit" else preds.failed
+    if failed and isinstance(missing, str) and missing == "error":
+        raise ValueError(f"{len(failed)} files could not be read and have no answer "
+                         f"({some_of(failed.values(), 3)}): leave them out with missing='omit', "
+                         "or give them an answer, such as missing='cat'")
     ids = submission_ids(preds, ext)
     answers = submission_answers(preds, label_name, label, threshold)
     if id_name in answers:
         raise ValueError(f"two columns would be called {id_name!r}: choose another id_name")
-    return pd.DataFrame({id_name: ids} | answers)
+    table = pd.DataFrame(escape_columns({id_name: ids} | answers))
+    if not failed: return table
+    added = {id_name: [p.name if ext else p.stem for p in preds.failed_paths.values()]}
+    added |= {name: [missing] * len(preds.failed_paths) for name in answers}
+    at = [*preds.index.tolist(), *preds.failed_paths]
+    whole = pd.concat([table, pd.DataFrame(escape_columns(added))], ignore_index=True)
+    return whole.iloc[np.argsort(at, kind="stable")].reset_index(drop=True)
 
 # %% ../../nbs/results/00_preds.ipynb #c8365ce3
 _FUNCTIONS_FOR = {"single": "accuracy, error_rate, confusion_matrix",

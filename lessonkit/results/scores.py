@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.names import escape_name
 from .metrics import classification_arrays
 from .preds import Preds, require_preds
 from .selections import class_index
@@ -29,14 +30,14 @@ def confusion_matrix(
 def most_confused(
     preds: Preds, # single-label predictions with targets
     min_val: int = 1, # leave out pairs that were confused less often, at least 1
-) -> list[tuple[str, str, int]]: # (actual, predicted, how often)
+) -> list[tuple[Any, Any, int]]: # (actual, predicted, how often); names as in the classes
     "The pairs of classes that are confused, the most frequent first. Raises `ValueError`."
     require_preds(preds, "most_confused", "single")
     if min_val < 1:
         raise ValueError(f"min_val is how often a pair must be confused, at least 1; got {min_val}")
     counts = confusion_matrix(preds)
     np.fill_diagonal(counts, 0)
-    names = [str(c) for c in preds.classes]
+    names = preds.classes
     cells = np.argwhere(counts >= min_val).tolist()  # row by row; sorted() keeps that order in ties
     pairs = [(names[row], names[column], int(counts[row, column])) for row, column in cells]
     return sorted(pairs, key=lambda pair: -pair[2])
@@ -57,7 +58,8 @@ def classification_report(
     if preds.kind == "single": predicted = np.bincount(said, minlength=len(labels))
     else: predicted = said.sum(0)
     columns = dict(precision=precision, recall=recall, f1=f1, n=n, predicted=predicted)
-    return pd.DataFrame(columns, index=pd.Index(preds.classes, name="class"))
+    names = [escape_name(c) if isinstance(c, str) else c for c in preds.classes]
+    return pd.DataFrame(columns, index=pd.Index(names, name="class"))
 
 # %% ../../nbs/results/06_scores.ipynb #8e63fd3e
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +69,7 @@ class Curve:
     y: np.ndarray # (m,) 0 to 1: true positive rate (roc) or precision (precision_recall)
     thresholds: np.ndarray # (m,) falling from infinity; images with p >= threshold are positive
     area: float # under the curve, 0 to 1 (precision_recall: average precision)
-    positive: str # the class we look for
+    positive: Any # the class we look for, by name
     kind: str # "roc" or "precision_recall"
 
     def __repr__(self):
@@ -76,9 +78,9 @@ class Curve:
 # %% ../../nbs/results/06_scores.ipynb #a3000006
 def binary_arrays(
     preds: Preds, # single-label predictions of two classes, with targets
-    positive: Any, # the class we look for: name or number; None: the second
+    positive: Any, # the class we look for: by name; None: the second
     caller: str, # the function that asks, for the message
-) -> tuple[np.ndarray, np.ndarray, str]: # is it positive (n,) bool, its probability (n,), the class
+) -> tuple[np.ndarray, np.ndarray, Any]: # is it positive (n,) bool, its probability (n,), the class
     "Arrays for scikit-learn. Raises `ValueError` unless there are two classes, and images of both."
     require_preds(preds, caller, "single")
     c = preds.probs.shape[1]
@@ -100,7 +102,7 @@ def binary_arrays(
 # %% ../../nbs/results/06_scores.ipynb #a3000008
 def roc(
     preds: Preds, # single-label predictions of two classes, with targets
-    positive: Any = None, # the class we look for: name or number; None: the second
+    positive: Any = None, # the class we look for: by name; None: the second
 ) -> Curve: # with its area
     "The receiver operating characteristic: true against false positive rate. Raises `ValueError`."
     from sklearn.metrics import roc_auc_score, roc_curve
@@ -111,7 +113,7 @@ def roc(
 # %% ../../nbs/results/06_scores.ipynb #7deb9c4e
 def precision_recall(
     preds: Preds, # single-label predictions of two classes, with targets
-    positive: Any = None, # the class we look for: name or number; None: the second
+    positive: Any = None, # the class we look for: by name; None: the second
 ) -> Curve: # with its area
     "Precision against recall; with nothing called positive, precision is 1. Raises `ValueError`."
     from sklearn.metrics import average_precision_score, precision_recall_curve

@@ -8,15 +8,13 @@ __all__ = ['correct_indices', 'incorrect_indices', 'random_correct', 'random_inc
 
 # %% ../../nbs/results/05_selections.ipynb #8eeacc57
 from collections.abc import Sequence
-from contextlib import suppress
-from difflib import get_close_matches
-from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.names import find_class
 from .metrics import is_correct
 from .preds import limit_count, Preds, require_preds
 
@@ -63,18 +61,11 @@ def random_incorrect(
 # %% ../../nbs/results/05_selections.ipynb #80e28a51
 def class_index(
     preds: Preds, # predictions with classes
-    label: Any, # a class's name, or its number from 0
-) -> int: # its number
-    "A class's number. Raises `ValueError` with the most similar name if there is no such class."
+    label: Any, # a class's name, as the data has it
+) -> int: # its position, from 0
+    "A class's position. Raises `ValueError` with the most similar name if there is no such class."
     require_preds(preds, "class_index", "single", "multi", targets=False, empty=True)
-    if label in preds.classes: return preds.classes.index(label)
-    with suppress(TypeError):  # what is not a number has no index
-        number = index(label)
-        if 0 <= number < len(preds.classes) and not isinstance(label, bool): return number
-    names = [str(c) for c in preds.classes]
-    similar = get_close_matches(str(label), names, 1) or names[:5]
-    raise ValueError(f"there is no class {label!r}: give a name such as "
-                     f"{', '.join(map(repr, similar))}, or a number from 0 to {len(names) - 1}")
+    return find_class(preds.classes, label)
 
 # %% ../../nbs/results/05_selections.ipynb #9109c85a
 def _class_scores(preds: Preds, c: int) -> Tensor: # (n,)
@@ -91,8 +82,8 @@ def _smallest(values: Tensor, idx: Tensor, k: int | None) -> Tensor:
 # %% ../../nbs/results/05_selections.ipynb #425a898a
 def in_cell(
     preds: Preds, # single-label predictions with targets
-    actual: Any, # the true class: name or number
-    predicted: Any, # the class that the model predicted: name or number
+    actual: Any, # the true class, by name
+    predicted: Any, # the class that the model predicted, by name
     k: int | None = None, # how many, at least 1; None: all
 ) -> Tensor: # (at most k,) int64 positions
     "The images in one cell of the confusion matrix, the most certain predictions first."
@@ -104,7 +95,7 @@ def in_cell(
 # %% ../../nbs/results/05_selections.ipynb #a2000004
 def most_correct(
     preds: Preds, # single-label predictions with targets
-    label: Any, # the true class: name or number
+    label: Any, # the true class, by name
     k: int | None = None, # how many, at least 1; None: all
 ) -> Tensor: # (at most k,) int64 positions
     "The correctly classified images of one class, the most certain first."
@@ -114,7 +105,7 @@ def most_correct(
 # %% ../../nbs/results/05_selections.ipynb #9cb98cfc
 def most_incorrect(
     preds: Preds, # single-label predictions with targets
-    label: Any, # the true class: name or number
+    label: Any, # the true class, by name
     k: int | None = None, # how many, at least 1; None: all
 ) -> Tensor: # (at most k,) int64 positions
     "The misclassified images of one class, those with the least probability of that class first."

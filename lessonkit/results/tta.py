@@ -17,9 +17,9 @@ from ..core.task import Task
 from ..data.augment import Augment, NO_AUGMENT, to_inputs
 from ..data.geometry import corner_views, View
 from ..data.loader import Batch, Loader
-from .predict import preds_from_logits, require_images
+from .predict import outputs_and_failures, preds_from_logits, require_images
 from .preds import Preds
-from ..train.engine import Engine, model_outputs
+from ..train.engine import Engine
 
 # %% ../../nbs/results/02_tta.ipynb #7a0b0c02
 def logits_of(
@@ -37,9 +37,9 @@ def mean_preds(
 ) -> Preds: # their probabilities, averaged, and the losses of the average
     "Several predictions of the same items as one. Raises `ValueError` if items or classes differ."
     first = parts[0]
-    for p in parts:
-        if (p.paths, len(p), p.classes) != (first.paths, len(first), first.classes):
-            raise ValueError("these predictions are not of the same items and classes")
+    def items(preds): return preds.paths, preds.index.tolist(), preds.classes
+    if any(items(p) != items(first) for p in parts):
+        raise ValueError("these predictions are not of the same items and classes")
     share = torch.tensor([1.] * len(parts) if weights is None else list(weights))
     probs = torch.einsum("p,pnc->nc", share / share.sum(), torch.stack([p.probs for p in parts]))
     if first.targets is None: return replace(first, probs=probs, losses=None)
@@ -124,6 +124,6 @@ def tta_set(
         raise ValueError(f"beta is the share of the fixed crop, between 0 and 1; got {beta}")
     eval_loader = replace(loader, augment=None)
     def fixed_crop(batch, number): return to_inputs(batch, eval_loader, engine.device)
-    logits = model_outputs(model, loader, engine, views=[fixed_crop, *views])
-    plain, *others = (preds_from_logits(z, loader, task) for z in logits)
+    logits, tolerant = outputs_and_failures(model, loader, engine, views=[fixed_crop, *views])
+    plain, *others = (preds_from_logits(z, tolerant, task) for z in logits)
     return TTA(plain, tuple(others), beta)

@@ -6,19 +6,21 @@
 __all__ = ['check_cut_div', 'check_divisors', 'check_momentum', 'check_pieces', 'check_shares', 'constant', 'cycle_ends',
            'exp_ramp', 'flat_cos', 'group_rates', 'linear_ramp', 'one_cycle', 'one_cycle_linear',
            'one_cycle_linear_momentum', 'one_cycle_momentum', 'Piece', 'Schedule', 'sgdr', 'SHAPES', 'slice_rates',
-           'triangular', 'triangular_momentum', 'best_precision', 'cpu_has_bf16', 'Engine', 'EngineProtocol',
-           'keep_freed_memory', 'model_outputs', 'pick_device', 'pick_precision', 'PRECISIONS', 'trains_grouped_convs',
-           'ViewFunc', 'backward_batch', 'LossFunc', 'make_optimizer', 'MixFunc', 'Phase', 'set_rates', 'Step',
-           'train_steps', 'FitRecord', 'History', 'smooth_loss', 'align_row', 'format_row', 'format_time',
-           'in_notebook', 'ProgressTable', 'table_html', 'body_features', 'clear_features', 'evict_features',
-           'feature_dir', 'FEATURE_LIMIT', 'feature_metadata', 'feature_path', 'FEATURE_SOURCES', 'FEATURE_SUFFIX',
-           'FeatureLoader', 'IGNORED_SETTINGS', 'load_features', 'loader_metadata', 'noise_features', 'precompute',
-           'save_features', 'source_digest', 'tensor_versions', 'why_not_precompute', 'longest_fall', 'lr_find_phase',
-           'LRFind', 'preserve_state', 'record_until_divergence', 'run_lr_finder', 'slide_start', 'suggest_rates',
-           'fine_tune_phases', 'lower_is_better', 'Plan', 'Progress', 'data_fingerprint', 'describe_changes',
-           'KeptFeatures', 'read_class_weights', 'Trainer', 'copy_weights', 'interrupt_flag', 'OptimizerState', 'Run',
-           'run_phase', 'RunningPhase', 'StopReason', 'check_same_model', 'Checkpoint', 'load_checkpoint', 'read_run',
-           'run_metadata', 'run_tensors', 'save_checkpoint', 'snapshot_names']
+           'triangular', 'triangular_momentum', 'as_device', 'best_precision', 'cpu_has_bf16', 'Engine',
+           'EngineProtocol', 'keep_freed_memory', 'model_outputs', 'pick_device', 'pick_precision', 'PRECISIONS',
+           'trains_grouped_convs', 'ViewFunc', 'with_same_weights', 'backward_batch', 'LossFunc', 'make_optimizer',
+           'MixFunc', 'Phase', 'set_rates', 'Step', 'train_steps', 'FitRecord', 'History', 'smooth_loss', 'align_row',
+           'format_row', 'format_time', 'ProgressTable', 'table_html', 'body_features', 'clear_features',
+           'evict_features', 'feature_dir', 'FEATURE_LIMIT', 'feature_metadata', 'feature_path', 'FEATURE_SOURCES',
+           'FEATURE_SUFFIX', 'FeatureLoader', 'IGNORED_SETTINGS', 'load_features', 'loader_metadata', 'noise_features',
+           'precompute', 'save_features', 'source_digest', 'tensor_versions', 'why_not_precompute', 'longest_fall',
+           'lr_find_phase', 'LRFind', 'preserve_state', 'record_until_divergence', 'run_lr_finder', 'slide_start',
+           'suggest_rates', 'fine_tune_phases', 'Plan', 'Progress', 'check_optimizer', 'check_settings', 'ClassWeights',
+           'data_fingerprint', 'describe_changes', 'KeptFeatures', 'read_class_weights', 'Trainer', 'copy_weights',
+           'note_small_batches', 'UnreadableImages', 'readable_batches', 'smallest_batch', 'OptimizerState', 'Run',
+           'run_phase', 'RunningPhase', 'StopReason', 'changed_inputs', 'check_same_model', 'check_weights',
+           'Checkpoint', 'checkpoint_metadata', 'input_settings', 'load_checkpoint', 'model_file', 'read_run',
+           'redirect_run', 'save_checkpoint', 'saved_stats', 'snapshot_names', 'split_run', 'stats_of']
 
 # %% ../../nbs/train/99_train.ipynb #8822e318
 from lessonkit.train.schedules import (
@@ -28,15 +30,17 @@ from lessonkit.train.schedules import (
     triangular, triangular_momentum,
 )
 from lessonkit.train.engine import (
-    best_precision, cpu_has_bf16, Engine, EngineProtocol, keep_freed_memory, model_outputs,
-    pick_device, pick_precision, PRECISIONS, trains_grouped_convs, ViewFunc,
+    as_device, best_precision, cpu_has_bf16, Engine, EngineProtocol, keep_freed_memory,
+    model_outputs, pick_device, pick_precision, PRECISIONS, trains_grouped_convs, ViewFunc,
+    with_same_weights,
 )
 from lessonkit.train.loop import (
-    backward_batch, LossFunc, make_optimizer, MixFunc, Phase, set_rates, Step, train_steps,
+    backward_batch, LossFunc, make_optimizer, MixFunc, Phase, readable_batches, set_rates,
+    smallest_batch, Step, train_steps,
 )
 from .history import FitRecord, History, smooth_loss
 from lessonkit.train.progress import (
-    align_row, format_row, format_time, in_notebook, ProgressTable, table_html,
+    align_row, format_row, format_time, ProgressTable, table_html,
 )
 from lessonkit.train.features import (
     body_features, clear_features, evict_features, feature_dir, FEATURE_LIMIT, feature_metadata,
@@ -48,16 +52,19 @@ from lessonkit.train.lr_finder import (
     longest_fall, lr_find_phase, LRFind, preserve_state, record_until_divergence, run_lr_finder,
     slide_start, suggest_rates,
 )
-from .plans import fine_tune_phases, lower_is_better, Plan, Progress
+from .plans import fine_tune_phases, Plan, Progress
 from lessonkit.train.trainer import (
-    data_fingerprint, describe_changes, KeptFeatures, read_class_weights, Trainer,
+    check_optimizer, check_settings, ClassWeights, data_fingerprint, describe_changes,
+    KeptFeatures, read_class_weights, Trainer,
 )
 from lessonkit.train.run import (
-    copy_weights, interrupt_flag, OptimizerState, Run, run_phase, RunningPhase, StopReason,
+    copy_weights, note_small_batches, OptimizerState, Run, run_phase, RunningPhase, StopReason,
+    UnreadableImages,
 )
 from lessonkit.train.checkpoints import (
-    check_same_model, Checkpoint, load_checkpoint, read_run, run_metadata, run_tensors,
-    save_checkpoint, snapshot_names,
+    changed_inputs, check_same_model, check_weights, Checkpoint, checkpoint_metadata,
+    input_settings, load_checkpoint, model_file, read_run, redirect_run, save_checkpoint,
+    saved_stats, snapshot_names, split_run, stats_of,
 )
 
 # %% ../../nbs/train/99_train.ipynb #2790aaa2
@@ -65,20 +72,22 @@ _all_ = [
     "check_cut_div", "check_divisors", "check_momentum", "check_pieces", "check_shares",
     "constant", "cycle_ends", "exp_ramp", "flat_cos", "group_rates", "linear_ramp", "one_cycle",
     "one_cycle_linear", "one_cycle_linear_momentum", "one_cycle_momentum", "Piece", "Schedule",
-    "sgdr", "SHAPES", "slice_rates", "triangular", "triangular_momentum", "best_precision",
-    "cpu_has_bf16", "Engine", "EngineProtocol", "keep_freed_memory", "model_outputs",
-    "pick_device", "pick_precision", "PRECISIONS", "trains_grouped_convs", "ViewFunc",
-    "backward_batch", "LossFunc", "make_optimizer", "MixFunc", "Phase", "set_rates", "Step",
-    "train_steps", "FitRecord", "History", "smooth_loss", "align_row", "format_row",
-    "format_time", "in_notebook", "ProgressTable", "table_html", "body_features",
+    "sgdr", "SHAPES", "slice_rates", "triangular", "triangular_momentum", "as_device",
+    "best_precision", "cpu_has_bf16", "Engine", "EngineProtocol", "keep_freed_memory",
+    "model_outputs", "pick_device", "pick_precision", "PRECISIONS", "trains_grouped_convs",
+    "ViewFunc", "with_same_weights", "backward_batch", "LossFunc", "make_optimizer", "MixFunc",
+    "Phase", "set_rates", "Step", "train_steps", "FitRecord", "History", "smooth_loss",
+    "align_row", "format_row", "format_time", "ProgressTable", "table_html", "body_features",
     "clear_features", "evict_features", "feature_dir", "FEATURE_LIMIT", "feature_metadata",
     "feature_path", "FEATURE_SOURCES", "FEATURE_SUFFIX", "FeatureLoader", "IGNORED_SETTINGS",
     "load_features", "loader_metadata", "noise_features", "precompute", "save_features",
     "source_digest", "tensor_versions", "why_not_precompute", "longest_fall", "lr_find_phase",
     "LRFind", "preserve_state", "record_until_divergence", "run_lr_finder", "slide_start",
-    "suggest_rates", "fine_tune_phases", "lower_is_better", "Plan", "Progress",
-    "data_fingerprint", "describe_changes", "KeptFeatures", "read_class_weights", "Trainer",
-    "copy_weights", "interrupt_flag", "OptimizerState", "Run", "run_phase", "RunningPhase",
-    "StopReason", "check_same_model", "Checkpoint", "load_checkpoint", "read_run", "run_metadata",
-    "run_tensors", "save_checkpoint", "snapshot_names",
+    "suggest_rates", "fine_tune_phases", "Plan", "Progress", "check_optimizer", "check_settings",
+    "ClassWeights", "data_fingerprint", "describe_changes", "KeptFeatures", "read_class_weights",
+    "Trainer", "copy_weights", "note_small_batches", "UnreadableImages", "readable_batches",
+    "smallest_batch", "OptimizerState", "Run", "run_phase", "RunningPhase", "StopReason",
+    "changed_inputs", "check_same_model", "check_weights", "Checkpoint", "checkpoint_metadata",
+    "input_settings", "load_checkpoint", "model_file", "read_run", "redirect_run",
+    "save_checkpoint", "saved_stats", "snapshot_names", "split_run", "stats_of",
 ]

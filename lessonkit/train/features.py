@@ -12,10 +12,10 @@ __all__ = ['IGNORED_SETTINGS', 'FEATURE_SOURCES', 'FEATURE_SUFFIX', 'FEATURE_LIM
 import hashlib
 import json
 import os
-import warnings
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -25,10 +25,14 @@ import lessonkit
 import torch
 from torch import Tensor
 
-from ..core.files import cache_dir, fingerprint, tensor_digest, write_atomic
+from lessonkit.core.files import (
+    cache_dir, fingerprint, read_safetensors, remove_leftovers, some_of, tensor_digest, warn_always,
+    write_atomic,
+)
 from ..data.augment import NO_AUGMENT
 from ..data.image_data import ImageData
-from ..data.loader import Batch, even_batches, Loader
+from ..data.images import ImageReadError
+from ..data.loader import Batch, Loader
 from ..data.mixing import Mix
 from ..model.classifier import Classifier
 from .engine import Engine, model_outputs
@@ -37,15 +41,17 @@ from .engine import Engine, model_outputs
 @dataclass(frozen=True, eq=False)
 class FeatureLoader(Loader):
     "A loader whose items are features instead of images."
-    features: Tensor | None = None # (n,f) in the precision that the body puts out; may be mapped
+    features: Tensor | None = None # (n,f) in the precision that the body puts out
+    unreadable: dict[int, str] = field(default_factory=dict) # images without features, and why
 
     @classmethod
     def of(cls,
         loader: Loader, # of images
-        features: Tensor, # (n,f) of these images, in the same order
+        features: Tensor, # (n,f) of these images, in the same order; nan for unreadable ones
     ) -> "FeatureLoader":
         "The same items as features. Augmentation is left out: there is nothing left to augment."
-        return cls(**loader.settings(augment=None, features=features))
+        unreadable = _unreadable_images(loader, features)
+        return cls(**loader.settings(augment=None, features=features, unreadable=unreadable))
 
     def batches(self,
         *key: int | str, # names the epoch
@@ -53,9 +59,22 @@ class FeatureLoader(Loader):
         ahead: int = 0, # not used: nothing has to be opened
     ) -> Iterator[Batch]:
         "Yield the batches of an epoch: the same items in the same order as with images."
-        for index in even_batches(self.order(*key), self.bs)[start:]:
+        if self.unreadable and self.failed is None:
+            raise ImageReadError(f"there are no features of {len(self.unreadable)} images: "
+                                 f"{some_of(self.unreadable.values(), 3)}")
+        if self.unreadable: self.failed.update(self.unreadable)
+        for index in self.index_batches(*key, start=start):
             y = None if self.targets is None else self.targets[index]
             yield Batch(self.features[index], y, None, index)
+
+# %% ../../nbs/train/05_features.ipynb #3f4d9fff
+def _unreadable_images(loader: Loader, features: Tensor) -> dict[int, str]:
+    "Positions of the rows that are all nan, and why the images can't be read."
+    tolerant = replace(loader, failed={})
+    for i in features.flatten(1).isnan().all(1).nonzero().flatten().tolist():
+        tolerant.item(i)
+        tolerant.failed.setdefault(i, f"{loader.paths[i].name} could not be read at first")
+    return tolerant.failed
 
 # %% ../../nbs/train/05_features.ipynb #67ce089f
 def body_features(
@@ -98,7 +117,8 @@ def noise_features(
     return model_outputs(model, inputs, engine, model.features)
 
 # %% ../../nbs/train/05_features.ipynb #e0cea0f5
-FEATURE_SOURCES = ("data.images", "data.loader", "data.geometry", "data.augment",
+FEATURE_SOURCES = ("core.checks", "core.interrupts", "core.rng", "data.formats", "data.pixels",
+                   "data.images", "data.loader", "data.geometry", "data.augment",
                    "model.classifier", "model.weights", "model.create",
                    "train.engine", "train.features")
 
@@ -135,11 +155,11 @@ def feature_metadata(
         versions={name: version(name) for name in ("torch", "torchvision", "timm", "pillow")})
 
 # %% ../../nbs/train/05_features.ipynb #0716d970
-def feature_dir() -> Path | None: # None: nothing can be written there
-    "The folder of kept features, in `cache_dir()`. Warns if nothing can be written there."
+def feature_dir() -> Path | None: # None: nothing can be written anywhere
+    "The folder of kept features, in `cache_dir()`. Warns if there is none."
     try: return cache_dir()/"features"
-    except PermissionError as e:
-        warnings.warn(f"features are not kept on disk: {e}", stacklevel=2)
+    except OSError as e:
+        warn_always(f"features are not kept on disk: {e}", stacklevel=3)
         return None
 
 # %% ../../nbs/train/05_features.ipynb #a752c62f
@@ -160,17 +180,22 @@ def _header(metadata: dict, features: dict[str, Tensor]) -> str:
 # %% ../../nbs/train/05_features.ipynb #91032ad7
 FEATURE_LIMIT = 2 * 10**9  # bytes that kept features may take on disk
 
+def _feature_files(folder: Path) -> list[tuple[os.stat_result, Path]]:
+    "The files of kept features in a folder, the one used last first. Other files don't count."
+    found = []
+    for path in folder.glob(f"*{FEATURE_SUFFIX}"):
+        if not re.fullmatch("[0-9a-f]{64}", path.stem) or path.is_symlink(): continue
+        with suppress(OSError): found.append((path.stat(), path))
+    return sorted(found, key=lambda pair: pair[0].st_mtime_ns, reverse=True)
+
 def evict_features(
     folder: Path, # where features are kept; it need not exist
     keep: int, # bytes that may stay; -1: nothing stays, not even empty files
 ) -> tuple[int, int]: # files and bytes that are gone
     "Delete the files used longest ago until at most `keep` bytes are left."
-    found = []
-    for path in folder.glob(f"*{FEATURE_SUFFIX}*"):  # with what killed processes left half-written
-        with suppress(OSError): found.append((path.stat(), path))
-    found.sort(key=lambda pair: pair[0].st_mtime_ns, reverse=True)
+    remove_leftovers(folder)
     n_files = n_bytes = 0
-    for info, path in found:
+    for info, path in _feature_files(folder):
         keep -= info.st_size
         if keep >= 0: continue
         with suppress(OSError):
@@ -200,20 +225,17 @@ def save_features(
 def load_features(
     folder: str | Path, # where features are kept
     metadata: dict, # from `feature_metadata`
-) -> dict[str, Tensor] | None: # mapped into memory; None: there are none, or only damaged ones
+) -> dict[str, Tensor] | None: # in memory; None: there are none, or only damaged ones
     "Features that were kept with exactly this metadata. Warns of damaged ones."
-    from safetensors import SafetensorError, safe_open
     path = feature_path(folder, metadata)
     try:
-        with safe_open(path, "pt") as f:
-            features = {name: f.get_tensor(name) for name in f.keys()}
-            header = (f.metadata() or {}).get("lessonkit")
-        if header != _header(metadata, features):
+        features, words = read_safetensors(path)
+        if words.get("lessonkit") != _header(metadata, features):
             raise ValueError("its numbers are not those that were written")
-    except FileNotFoundError: return None
-    except (SafetensorError, OSError, ValueError) as e:
-        warnings.warn("a file of kept features is damaged, and they will be computed again "
-                      f"({path.name[:8]}...: {e})", stacklevel=2)
+    except (FileNotFoundError, NotADirectoryError): return None
+    except (OSError, ValueError, RecursionError) as e:
+        warn_always("a file of kept features is damaged, and they will be computed again "
+                    f"({path.name[:8]}...: {e})", stacklevel=2)
         return None
     with suppress(OSError): os.utime(path)  # used just now
     return features
@@ -245,7 +267,7 @@ def precompute(
         features = _compute_features(model, data, engine, progress)
         if folder:
             metadata_now = feature_metadata(model, data, engine)
-            features = _kept_on_disk(folder, metadata, metadata_now, features, limit)
+            _keep_on_disk(folder, metadata, metadata_now, features, limit)
     return replace(data, train=FeatureLoader.of(data.train, features["train"]),
                    train_eval=FeatureLoader.of(data.train_eval, features["train"]),
                    valid=FeatureLoader.of(data.valid, features["valid"]), test=None)
@@ -257,20 +279,22 @@ def _compute_features(model, data, engine, progress) -> dict[str, Tensor]:
         nonlocal done
         done += n
         progress(done, total)
-    loaders = {"train": data.train_eval, "valid": data.valid}
-    return {name: body_features(model, loader, engine, each) for name, loader in loaders.items()}
+    features = {}
+    for name, loader in {"train": data.train_eval, "valid": data.valid}.items():
+        tolerant = replace(loader, failed={})
+        features[name] = body_features(model, tolerant, engine, each)
+        features[name][list(tolerant.failed)] = torch.nan
+    return features
 
 # %% ../../nbs/train/05_features.ipynb #9e92e7bc
-def _kept_on_disk(folder, metadata, metadata_now, features, limit) -> dict[str, Tensor]:
-    "The same features, mapped from a file if they could be written to one."
+def _keep_on_disk(folder, metadata, metadata_now, features, limit):
+    "Write features to a file, if that is possible; else, warn."
     try:
         if metadata != metadata_now:
             raise OSError("something they depend on changed while they were computed")
         save_features(folder, metadata, features, limit)
-        return load_features(folder, metadata) or features
     except OSError as e:
-        warnings.warn(f"features are in memory only, not on disk: {e}", stacklevel=3)
-    return features
+        warn_always(f"features are in memory only, not on disk: {e}", stacklevel=4)
 
 # %% ../../nbs/train/05_features.ipynb #ca3512f4
 def why_not_precompute(

@@ -41,10 +41,11 @@ class FitRecord:
     def add(self,
         step: Step, # that was taken
     ):
-        "Record a step."
+        "Record a step. One in which no image could be read repeats the smooth loss before it."
         before = self.smooth[-1] if self.smooth else 0.
-        self.smooth.append(smooth_loss(before, len(self.losses), step.loss))
-        self.losses.append(step.loss)
+        loss = step.loss if any(step.sizes) else before
+        self.smooth.append(smooth_loss(before, len(self.losses), loss))
+        self.losses.append(loss)
         self.lrs.append(step.rates)
         self.moms.append(step.momentum)
         self.skipped += step.skipped

@@ -10,8 +10,8 @@ __all__ = ['longest_fall', 'slide_start', 'suggest_rates', 'preserve_state', 'LR
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, ExitStack
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,10 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
+from ..core.files import some_of, warn_always
+from ..core.interrupts import restoring
+from ..core.rng import torch_lock
+from ..data.images import describe_unreadable
 from ..data.loader import Loader
 from .engine import Engine
 from .history import FitRecord
@@ -69,30 +73,42 @@ def suggest_rates(
                 valley=float(r[max(0, middle)]), slide=float(r[max(0, slide_start(v))]))
 
 # %% ../../nbs/train/06_lr_finder.ipynb #bd307a3e
-@contextmanager
 def preserve_state(
     model: nn.Module, # to be trained inside
-) -> Iterator[None]:
+) -> restoring: # a context
     "Train `model` inside. Afterwards it is as before, and so is every global random generator."
+    held, gradients_on = ExitStack(), torch.is_grad_enabled()
+    def restore():
+        with torch_lock, torch.no_grad(): held.close()
+        torch.set_grad_enabled(gradients_on)  # the optimizer turns them off, and Ctrl-C may come
+    def change():
+        with torch_lock:
+            _keep_random_state(held, {p.device for p in model.parameters() if p.is_cuda})
+            _keep_model(held, model)
+            for p in model.parameters(): p.grad = None
+    return restoring(restore, change)
+
+# %% ../../nbs/train/06_lr_finder.ipynb #09f306f9
+def _keep_random_state(held: ExitStack, gpus: set[torch.device]):
+    "Put the state of all generators back when `held` is closed."
+    held.enter_context(torch.random.fork_rng(devices=gpus))
+    held.callback(random.setstate, random.getstate())
+    held.callback(np.random.set_state, np.random.get_state())
+
+def _keep_model(held: ExitStack, model: nn.Module):
+    "Put weights, averages, gradients and modes back when `held` is closed."
     modes = [(m, m.training, dict(m._buffers)) for m in model.modules()]
-    grads = [(p, p.grad) for p in model.parameters()]
+    grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     trained = [p for p in model.parameters() if p.requires_grad]
     kept = [(t, t.detach().clone()) for t in (*trained, *model.buffers())]
-    for p, _ in grads: p.grad = None
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    gpus = {p.device for p, _ in grads if p.is_cuda}
-    try:
-        with torch.random.fork_rng(devices=gpus): yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        with torch.no_grad():
-            for t, before in kept:
-                if not torch.equal(t, before): t.copy_(before)
-        for p, grad in grads: p.grad = grad
+    def restore():
+        for t, before in kept:
+            if not torch.equal(t, before): t.copy_(before)
+        for p, grad, trains in grads: p.grad, p.requires_grad = grad, trains
         for m, training, buffers in modes:
             m.training = training
-            m._buffers.update(buffers)  # a layer may have put a new tensor in place of the old one
+            m._buffers.update(buffers)  # a layer may have put a new tensor in the old one's place
+    held.callback(restore)
 
 # %% ../../nbs/train/06_lr_finder.ipynb #1574bddb
 _RULES = dict(
@@ -190,6 +206,7 @@ def run_lr_finder(
     if not any(trained):
         raise ValueError("every layer group is frozen, so no learning rate makes a difference: "
                          "unfreeze some first")
+    loader = replace(loader, failed={})  # go on where an image can't be read
     n, n_steps = len(loader), min(num_it, 10 * len(loader))
     phase = lr_find_phase(start, end_lr, n_steps, n, linear)
     record = FitRecord(phase.name)
@@ -202,6 +219,10 @@ def run_lr_finder(
     if n_steps < num_it:
         batches = f"{n} batch" + ("es" if n > 1 else "")
         notes.insert(0, f"{n_steps} steps instead of {num_it}: the data has only {batches}")
+    if loader.failed:
+        unreadable = describe_unreadable(len(loader.failed), loader.n)
+        notes.append(unreadable)
+        warn_always(f"{unreadable}: {some_of(loader.failed.values(), 10)}", stacklevel=3)
     rates, skip = tuple(r[-1] for r in record.lrs), (n_steps // 10, 5)
     return LRFind(rates, tuple(record.smooth), **suggest_rates(rates, record.smooth, *skip),
                   note="; ".join(notes), skip=skip, linear=linear)

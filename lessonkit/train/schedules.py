@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from ..core.checks import number, short_repr, whole_number
 
 # %% ../../nbs/train/00_schedules.ipynb #c1dfd96e
 SHAPES = {  # each a function of the start and stop values and of t, which goes from 0 to 1
@@ -32,6 +37,11 @@ class Piece:
     start: float # value where its curve begins
     stop: float # value where its curve ends
     since: float | None = None # where its curve begins; None: where the previous piece ends
+
+    def __post_init__(self):
+        for name in ("until", "start", "stop", "since"):
+            value = getattr(self, name)
+            if value is not None: object.__setattr__(self, name, number(name, value))
 
 # %% ../../nbs/train/00_schedules.ipynb #95511382
 def check_pieces(
@@ -86,13 +96,13 @@ def constant(
 def check_divisors(**divisors: float):
     "Raise a `ValueError` for the first `name=value` below 1: what the peak rate is divided by."
     for name, value in divisors.items():
-        if value < 1:
+        if number(name, value) < 1:
             raise ValueError(f"{name} divides the peak rate, so it is at least 1; got {value}")
 
 def check_shares(**shares: float):
     "Raise a `ValueError` for the first `name=value` that does not lie between 0 and 1."
     for name, value in shares.items():
-        if not 0 < value < 1:
+        if not 0 < number(name, value) < 1:
             raise ValueError(f"{name} is a share between 0 and 1; got {value}")
 
 # %% ../../nbs/train/00_schedules.ipynb #0ade7c2c
@@ -108,15 +118,22 @@ def one_cycle(
     return Schedule((rise, Piece(1., "cosine", 1., 1 / div_final)))
 
 # %% ../../nbs/train/00_schedules.ipynb #1574bddb
+def _is_sequence(values: Any) -> bool:
+    "Several values in order: a list, an array or a table's column, but not text and not a set."
+    unordered = isinstance(values, (str, bytes, set, frozenset, dict))
+    return hasattr(values, "__len__") and not unordered and np.ndim(values) > 0
+
 def check_momentum(
     moms: Sequence[float], # two or three values, at least 0 and below 1
 ) -> tuple[float, float, float]: # at the start, at the peak of the rate, and at the end
     "Momentum at three points; with two values, it ends where it started. Raises `ValueError`."
-    if len(moms) not in (2, 3):
-        raise ValueError(f"moms are two or three values: start, peak and end; got {moms}")
-    if not all(0 <= m < 1 for m in moms):
-        raise ValueError(f"momentum is at least 0 and below 1; got {moms}")
-    return (*moms, moms[0])[:3]
+    if not _is_sequence(moms) or len(moms) not in (2, 3):
+        raise ValueError("moms are two or three values: start, peak and end; "
+                         f"got {short_repr(moms)}")
+    values = tuple(number("moms", m) for m in moms)
+    if not all(0 <= m < 1 for m in values):
+        raise ValueError(f"momentum (moms) is at least 0 and below 1; got {short_repr(moms)}")
+    return (*values, values[0])[:3]
 
 # %% ../../nbs/train/00_schedules.ipynb #143e7273
 def one_cycle_momentum(
@@ -134,10 +151,9 @@ def cycle_ends(
     cycle_mult: int = 1, # each cycle is this many times as long as the one before, at least 1
 ) -> tuple[int, ...]: # how many epochs have passed when each cycle ends
     "When the cycles of `sgdr` end. Raises `ValueError` for anything but whole numbers."
-    counts = dict(n_cycles=n_cycles, cycle_len=cycle_len, cycle_mult=cycle_mult)
-    for name, value in counts.items():
-        if not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name} is a whole number, at least 1; got {value!r}")
+    n_cycles = whole_number("n_cycles", n_cycles)
+    cycle_len = whole_number("cycle_len", cycle_len)
+    cycle_mult = whole_number("cycle_mult", cycle_mult)
     return tuple(accumulate(cycle_len * cycle_mult**k for k in range(n_cycles)))
 
 # %% ../../nbs/train/00_schedules.ipynb #12c6fc06
@@ -150,9 +166,10 @@ def sgdr(
 ) -> Schedule: # of factors, for `cycle_ends(...)[-1]` epochs; 1 at each restart
     "Cosine falls with restarts, with fastai 0.7's warm-up (v2: `warmup=0`). Raises `ValueError`."
     ends = cycle_ends(n_cycles, cycle_len, cycle_mult)
+    cycle_len, warmup = int(cycle_len), number("warmup", warmup)
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup is a share of the first cycle, from 0 to below 1; got {warmup}")
-    if floor < 0: raise ValueError(f"floor is a factor, at least 0; got {floor}")
+    if number("floor", floor) < 0: raise ValueError(f"floor is a factor, at least 0; got {floor}")
     def at(epochs): return float(Fraction(epochs) / ends[-1])  # an exact quotient, rounded once
     warm_epochs = Fraction(warmup).limit_denominator(10**6) * cycle_len
     pieces = [Piece(at(warm_epochs), "flat", floor, floor)] if warm_epochs else []
@@ -166,7 +183,7 @@ def flat_cos(
     div_final: float = 1e5, # the end is the peak / div_final, at least 1
 ) -> Schedule: # of factors
     "At the peak for a while, then down along half a cosine. Raises `ValueError`."
-    if not 0 <= pct_start < 1:
+    if not 0 <= number("pct_start", pct_start) < 1:
         raise ValueError(f"pct_start is a share, from 0 to below 1; got {pct_start}")
     check_divisors(div_final=div_final)
     fall = Piece(1., "cosine", 1., 1 / div_final)
@@ -177,7 +194,7 @@ def check_cut_div(
     cut_div: float, # training is divided by it
 ):
     "Raise a `ValueError` unless `cut_div` is above 1."
-    if cut_div <= 1:
+    if number("cut_div", cut_div) <= 1:
         raise ValueError("the rate rises for 1 / cut_div of training, so cut_div is above 1; "
                          f"got {cut_div}")
 
@@ -245,27 +262,28 @@ def exp_ramp(
 def slice_rates(
     lr: slice, # slice(first, last) or slice(last), above 0
     n: int, # how many layer groups
+    name: str = "lr", # of the setting, for the message
 ) -> list[float]: # the last one is exactly as given
     "Rates in equal ratios, or a tenth for all but the last. Raises `ValueError` for another slice."
     if lr.stop is None or lr.step is not None:
-        raise ValueError(f"learning rates are slice(first, last) or slice(last); got {lr}")
-    if lr.start is None: return [lr.stop / 10] * (n - 1) + [lr.stop]
+        raise ValueError(f"{name} is a number, slice(first, last) or slice(last); got {lr}")
+    last = number(name, lr.stop, above=0)
+    if lr.start is None: return [last / 10] * (n - 1) + [last]
+    first = number(name, lr.start, above=0)
     shares = [i / (n - 1) for i in range(n - 1)]
-    return [lr.start * (lr.stop / lr.start) ** share for share in shares] + [lr.stop]
+    return [first * (last / first) ** share for share in shares] + [last]
 
 # %% ../../nbs/train/00_schedules.ipynb #b92b08e4
 def group_rates(
     lr, # a number, a list or array with one for each group, slice(first, last), or slice(last)
     groups: Sequence[str], # names of the layer groups, first to last
+    name: str = "lr", # of the setting, for the message
 ) -> tuple[float, ...]: # the peak rate of each group, above 0
     "A rate for each group. Raises `ValueError` for a wrong count, or a rate that isn't above 0."
-    if isinstance(lr, slice): rates = slice_rates(lr, len(groups))
-    elif hasattr(lr, "__len__"): rates = list(lr)
+    if isinstance(lr, slice): rates = slice_rates(lr, len(groups), name)
+    elif _is_sequence(lr): rates = list(lr)
     else: rates = [lr] * len(groups)
     if len(rates) != len(groups):
-        raise ValueError(f"{len(rates)} learning rates for {len(groups)} layer groups "
+        raise ValueError(f"{name}: {len(rates)} learning rates for {len(groups)} layer groups "
                          f"({', '.join(groups)}): give one for each, or a slice")
-    rates = tuple(float(r) for r in rates)
-    if not all(r > 0 and math.isfinite(r) for r in rates):
-        raise ValueError(f"learning rates are above 0; got {rates}")
-    return rates
+    return tuple(number(name, rate, above=0) for rate in rates)

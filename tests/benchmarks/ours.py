@@ -232,8 +232,8 @@ def question_costs(files):
         most_uncertain=selections.most_uncertain, confusion_matrix=scores.confusion_matrix,
         most_confused=scores.most_confused, classification_report=scores.classification_report,
         to_frame=Preds.to_frame, plot_top_losses=lambda p: plot_top_losses(p).image(),
-        most_correct=lambda p: selections.most_correct(p, 0),
-        most_incorrect=lambda p: selections.most_incorrect(p, 0),
+        most_correct=lambda p: selections.most_correct(p, p.classes[0]),
+        most_incorrect=lambda p: selections.most_incorrect(p, p.classes[0]),
         one_per_class=selections.one_per_class)
     preds = made_up_preds(files)
     scores.classification_report(preds)  # the first use imports scikit-learn
