@@ -22,8 +22,8 @@ MUTATIONS = [
 
     ("the finder leaves gradients behind",
      "train/lr_finder",
-     "for p, grad in grads: p.grad = grad",
-     "pass",
+     "p.grad, p.requires_grad = grad, trains",
+     "p.requires_grad = trains",
      ["tests/test_lr_finder.py::test_a_whole_run_leaves_nothing",
       "tests/test_lr_finder.py::test_nothing_is_left_whatever_happens"]),
 
@@ -41,8 +41,8 @@ MUTATIONS = [
 
     ("training that is resumed begins its epoch anew",
      "train/loop",
-     "first = max(start, epoch * per_epoch)",
-     "first = epoch * per_epoch",
+     "first, seen = max(start, begin), 0",
+     "first, seen = begin, 0",
      ["tests/test_train.py::test_start_gives_each_step_the_same_images"]),
 
     ("gradients are kept from step to step",
@@ -125,8 +125,8 @@ MUTATIONS = [
 
     ("the hook stays",
      "results/explain",
-     "        hook.remove()\n",
-     "",
+     "held.callback(layer.register_forward_hook(capture).remove)",
+     "layer.register_forward_hook(capture)",
      ["tests/test_explain.py::test_the_hook_is_removed_and_the_modes_are_restored"]),
 
     ("places against count as places for",
@@ -173,8 +173,8 @@ MUTATIONS = [
 
     ("all views are the first",
      "train/engine",
-     "view(batch, number) for view in",
-     "views_of_each[0](batch, number) for view in",
+     "x = view(batch, number)",
+     "x = views[0](batch, number)",
      ["tests/test_train.py::test_each_image_is_opened_once_for_all_views"]),
 
     ("groups are divided",

@@ -167,7 +167,7 @@ def test_arrays_in_files_are_read_like_arrays(tmp_path):
     np.zeros((0, 9)), np.array([["a"]]), np.array([[None]]), np.zeros((2, 2), complex),
     torch.zeros(2, 3, 9, 9), 3, None, [1, 2], [[0, 255]], {}, object(), np.zeros((9, 9, 7)),
     int, b"", "", io.StringIO("text"),
-], ids=lambda value: repr(value)[:30])
+], ids=lambda value: type(value).__name__)
 def test_what_is_not_one_image_is_refused(wrong):
     with pytest.raises(ImageReadError, match="can't read .*: ..."): open_image(wrong)
 

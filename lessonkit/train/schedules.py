@@ -59,7 +59,7 @@ def check_pieces(
                              f"got {p.since}")
         if p.shape == "exponential" and not (p.start > 0 and p.stop > 0):
             raise ValueError("an exponential piece has values above 0; "
-                             f"got {p.start} and {p.stop}")
+                             f"got {p.start:g} and {p.stop:g}")
 
 # %% ../../nbs/train/00_schedules.ipynb #aa91cf63
 @dataclass(frozen=True)
