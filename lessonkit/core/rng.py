@@ -39,7 +39,7 @@ class FairLock(type(threading.RLock())):  # whose `__exit__` is in C: Ctrl-C can
             self.acquire()
             return self
         try:
-            with self._next: self.acquire()  # whoever waits keeps the others behind it
+            with self._next: self.acquire()  # the one that waits keeps the others behind it
         except BaseException:  # such as Ctrl-C between the two
             if self._is_owned(): self.release()
             raise
