@@ -206,7 +206,7 @@ def test_git_attributes(tmp_path):
     assert attributes(tmp_path, "lessonkit/core/rng.py")["linguist-generated"] == "set"
     assert attributes(tmp_path, "lessonkit/assets/a/make.py")["linguist-generated"] == "unset"
     assert "linguist-generated" not in attributes(tmp_path, "tools/checks.py")
-    notebook = attributes(tmp_path, "nbs/data/00_images.ipynb")
+    notebook = attributes(tmp_path, "nbs/data/02_images.ipynb")
     assert (notebook["merge"], notebook["diff"]) == ("nbdev-merge", "notebook")
     assert notebook["eol"] == "lf"
 
