@@ -63,8 +63,8 @@ def file_id(
     return _id_of(found) or os.path.realpath(path)
 
 def _id_of(found: os.stat_result) -> tuple | None:
-    # some network drives use a number for several files: size and time tell them apart
-    if not found.st_ino: return None
+    # hard links share a number, and some network drives use one for several files
+    if not found.st_ino or found.st_nlink > 1: return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 def without_files(
