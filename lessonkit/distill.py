@@ -31,7 +31,7 @@ from torch import nn, Tensor
 from lessonkit.core.files import (
     as_path, FORMAT, remove_leftovers, save_tensors, some_of, tensor_digest, write_atomic,
 )
-from .core.interrupts import uninterrupted
+from .core.interrupts import interrupt_flag, run_in_threads, uninterrupted
 from .core.rng import seeded_rng, torch_lock
 from .core.task import Task
 from .data.augment import Augment, transform_images
@@ -46,7 +46,6 @@ from .train.engine import Engine, model_outputs
 from .train.features import body_features
 from .train.history import FitRecord
 from .train.loop import make_optimizer, Phase, Step, train_steps
-from .train.run import interrupt_flag
 from .train.schedules import one_cycle
 from .train.trainer import describe_changes
 
@@ -234,8 +233,7 @@ def read_photos(
         try: return name, open_pixels(source, side), ""
         except ImageReadError as e: return name, None, str(e)
     sources = [source for path in paths for source in photo_sources(as_path(path))]
-    with ThreadPoolExecutor(threads) as pool: items = list(pool.map(opened, sources))
-    items.sort(key=lambda item: item[0])
+    items = sorted(run_in_threads(opened, sources, threads), key=lambda item: item[0])
     bad = [f"{name}: {error}" for name, _, error in items if error]
     if len(bad) == len(items):
         reasons = f": {some_of(bad)}" if bad else ""

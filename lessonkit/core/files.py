@@ -22,7 +22,6 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .interrupts import run_in_threads
 from .names import printable
 
 # %% ../../nbs/core/04_files.ipynb #f683e3b0
@@ -152,11 +152,10 @@ def fingerprint(
     "SHA-256 of the names and contents of files, in order. Unreadable files count as such."
     digest = hashlib.sha256()
     parts = [paths[i:i + 64] for i in range(0, len(paths), 64)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        contents = chain.from_iterable(pool.map(_content_digests, parts))
-        for path, content in zip(paths, contents):
-            name = os.fspath(path) if root is None else os.path.relpath(path, root)
-            digest.update(os.fsencode(name.replace(os.sep, "/")) + b"\0" + content + b"\n")
+    contents = chain.from_iterable(run_in_threads(_content_digests, parts))
+    for path, content in zip(paths, contents):
+        name = os.fspath(path) if root is None else os.path.relpath(path, root)
+        digest.update(os.fsencode(name.replace(os.sep, "/")) + b"\0" + content + b"\n")
     return digest.hexdigest()
 
 # %% ../../nbs/core/04_files.ipynb #917dcff9

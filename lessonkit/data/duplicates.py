@@ -14,7 +14,6 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -26,6 +25,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..core.files import some_of
+from ..core.interrupts import run_in_threads
 from ..core.names import escape_name
 from .image_data import ImageData
 from .images import ImageReadError, open_image
@@ -58,9 +58,8 @@ def byte_groups(
     sizes = [os.path.getsize(path) if Path(path).is_file() else 0 for path in paths]
     suspects = sorted(i for group in equal_groups([size or None for size in sizes]) for i in group)
     digests = [None] * len(paths)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        read = pool.map(lambda i: content_digest(paths[i]), suspects)
-        for i, digest in zip(suspects, read): digests[i] = digest
+    read = run_in_threads(lambda i: content_digest(paths[i]), suspects, threads)
+    for i, digest in zip(suspects, read): digests[i] = digest
     return equal_groups(digests)
 
 # %% ../../nbs/data/23_duplicates.ipynb #b79d88b1
@@ -323,8 +322,7 @@ def find_duplicates(
     at, kept_splits = torch.tensor(kept, dtype=torch.int64), [splits[i] for i in kept]
     if near is not None:
         kept_paths = [paths[i] for i in kept]
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            hashes = list(pool.map(lambda path: hash_file(path, mirrored), kept_paths))
+        hashes = run_in_threads(lambda path: hash_file(path, mirrored), kept_paths, threads)
         warn_of_skipped(kept_paths, hashes)
         alike = near_pairs(hashes, near, mirrored, kept_splits)
         found += [(kind, at[pairs], distance) for kind, pairs, distance in alike]

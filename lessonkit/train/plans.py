@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.checks import number, whole_number
-from ..data.image_data import check_choices
+from ..core.checks import check_choices, number, whole_number
 from .loop import Phase
 from .schedules import group_rates, one_cycle, one_cycle_momentum
 

@@ -157,14 +157,14 @@ class Trainer:
     cache: bool = True # keep features on disk for the next time?
     show: bool = True # print tables and remarks?
     features: KeptFeatures | None = None # of the frozen body, if they were computed
-    user: int | None = None # number of the thread that trains, if one does
+    user: int | None = None # number of the thread that is training; None: no thread
 
     def __post_init__(self):
         self.wd, self.seed, self.cache, self.show = check_settings(
             self.optimizer, self.wd, self.seed, self.cache, self.show)
 
     def alone(self) -> restoring:
-        "A context in which no other thread may train. Raises `RuntimeError` if one does."
+        "A context in which no other thread may train. Raises `RuntimeError` if one is training."
         me = threading.get_ident()
         def claim():
             with torch_lock:
