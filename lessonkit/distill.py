@@ -31,8 +31,8 @@ from torch import nn, Tensor
 from lessonkit.core.files import (
     as_path, FORMAT, remove_leftovers, save_tensors, some_of, tensor_digest, write_atomic,
 )
-from .core.interrupts import interrupt_flag, run_in_threads, uninterrupted
-from .core.rng import seeded_rng, torch_lock
+from .core.interrupts import entered, interrupt_flag, run_in_threads, uninterrupted
+from .core.rng import preserve_modes, seeded_rng, torch_lock
 from .core.task import Task
 from .data.augment import Augment, transform_images
 from .data.image_data import ImageData, imagenet_stats, Stats
@@ -42,7 +42,7 @@ from .data.mixing import Mix, mix_batch
 from .model.classifier import Normalize
 from .model.create import create_model, packaged_net, PACKAGED_STATS
 from .results.intervals import Interval, wilson_interval
-from .train.engine import Engine, model_outputs
+from .train.engine import Engine, memory_advice, model_outputs
 from .train.features import body_features
 from .train.history import FitRecord
 from .train.loop import make_optimizer, Phase, Step, train_steps
@@ -125,8 +125,8 @@ class TeacherStudent(nn.Module):
         self.teacher, self.student = teacher.eval().requires_grad_(False), student
         self.bridge = None
         if not features: return
-        with torch_lock, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with entered(preserve_modes(), torch_lock, torch.random.fork_rng(devices=[])):
+            torch.default_generator.manual_seed(seed)  # not those of GPUs
             own, theirs = last_linear(student), last_linear(teacher)
             self.bridge = nn.Linear(own.in_features, theirs.in_features)
 
@@ -165,8 +165,8 @@ def new_student(
 ) -> nn.Sequential: # (n,3,h,w) in [0,1] -> (n,classes) logits; the network is its part `.net`
     "A torchvision network with random weights; pixels are standardized as in torchvision."
     from torchvision import models
-    with torch_lock, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with entered(preserve_modes(), torch_lock, torch.random.fork_rng(devices=[])):
+        torch.default_generator.manual_seed(seed)
         return with_stats(models.get_model(arch, weights=None, num_classes=classes), imagenet_stats)
 
 # %% ../nbs/10_distill.ipynb #9e6a55b6
@@ -497,11 +497,13 @@ def distill(
 
     Raises `ValueError` for a checkpoint of another run, `FloatingPointError` if the loss explodes.
     """
-    run = Distillation(teacher, student, photos, recipe, engine)
     path = as_path(checkpoint, "checkpoint") if checkpoint else None
-    if path and path.is_file(): run.resume(path)
+    with preserve_modes():
+        run = Distillation(teacher, student, photos, recipe, engine)
+        if path and path.is_file(): run.resume(path)
     saved = time.monotonic()
-    with interrupt_flag() as flag, closing(run.steps()) as steps:
+    advice = memory_advice(engine, run.crops)
+    with interrupt_flag() as flag, preserve_modes(), advice, closing(run.steps()) as steps:
         for step in steps:
             run.add(step)
             after_step(step)

@@ -16,11 +16,11 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
-from .core.checks import did_you_mean, short_repr, whole_number
+from .core.checks import did_you_mean, short_repr, switch, whole_number
 from .core.files import as_path, warn_always
 from .core.interrupts import uninterrupted
 from .core.progress import in_notebook
-from .core.rng import torch_lock
+from .core.rng import preserve_modes, torch_lock
 from .core.signatures import forwards_to, takes_options_of
 from .data.image_data import ImageData, Stats
 from .data.images import image_files
@@ -120,7 +120,7 @@ class _Parts:
         arch: str | torch.nn.Module | Callable | None = None, # name, own network; None: packaged
         metrics: Callable | Sequence[Callable] | None = None, # functions of `Preds`; None: usual
         *,
-        weights: Weights = "pretrained", # "pretrained", a file, or None for random ones
+        weights: Weights = "pretrained", # "pretrained", "lessonkit", a file, or None for random
         ps: float = .5, # dropout of the head
         train_bn: bool = False, # do BatchNorm layers of a pretrained body learn, even if frozen?
         optimizer: str | Callable = "adamw", # "adamw", "sgd", or a function of parameter groups
@@ -200,8 +200,9 @@ class _Parts:
         for name in ("task", "channels"):
             new, old = getattr(data, name), getattr(self.data, name)
             if new != old:
-                raise ValueError(f"this learner's {name} is {old}, the new data's {new}: "
-                                 "create a new Learner for it")
+                words = str if str(new) != str(old) else short_repr
+                raise ValueError(f"this learner's {name} is {words(old)}, the new data's "
+                                 f"{words(new)}: create a new Learner for it")
         if data.size != self.data.size: check_image_size(self.model, data.size)
         if data.stats is not None: self._use_stats(adapt_stats(data.stats, data.channels))
         self.trainer.data = data
@@ -381,7 +382,8 @@ class _Predicting(_Saving):
         "Predictions of several saved models, averaged. The learner's own weights stay."
         if isinstance(names, (str, Path)): names = snapshot_names(self.model_dir, names)
         if not isinstance(which, str): which = images_to_predict(which)
-        with torch_lock: model = copy.deepcopy(self.model)  # others may use it meanwhile
+        with preserve_modes(), torch_lock:  # others may use the model meanwhile
+            model = copy.deepcopy(self.model)
         preds = []
         for name in names:
             copy_weights(model, self._read(name).weights)
@@ -532,7 +534,8 @@ class _Training(_Predicting):
         "Train with growing rates, show the loss, and put everything back (Smith 2015)."
         group_rates(start_lr, self.group_names, "start_lr")
         group_rates(end_lr, ["head"], "end_lr")
-        num_it, t = whole_number("num_it", num_it), self.trainer
+        num_it, show_plot = whole_number("num_it", num_it), switch("show_plot", show_plot)
+        t = self.trainer
         with t.alone():
             model, data = t.trained_part(FitRecord("lr_find"))
             found = run_lr_finder(

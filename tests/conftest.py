@@ -1,10 +1,11 @@
 """Which lessonkit the tests see, which tests this tier runs (tiers.py), and the last lines."""
-import os, shutil, time
+import os, shutil, sys, time
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+import changed
 import lessonkit
 from tiers import LEFT_OUT, MINUTES, SHARE, TIER
 
@@ -37,9 +38,23 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu"):
+    "Tests marked `gpu` of a module with a DEVICE also run on the one it names (test_gpu.py)."
+    if item.get_closest_marker("gpu") and getattr(item.module, "DEVICE", "cuda") == "cuda":
         import torch
         if not torch.cuda.is_available(): pytest.skip("needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def torch_is_as_before():
+    "Modes of torch that a test leaves on are its own failure, and not that of those after it."
+    yield
+    torch = sys.modules.get("torch")
+    if torch is None: return
+    found = dict(gradients=torch.is_grad_enabled(), inference=torch.is_inference_mode_enabled(),
+                 autocast=torch.is_autocast_enabled("cpu"))
+    torch.set_grad_enabled(True)
+    torch.set_autocast_enabled("cpu", False)
+    assert found == dict(gradients=True, inference=False, autocast=False)
 
 
 @pytest.fixture(scope="session")
@@ -52,15 +67,29 @@ def chromium():
     pytest.skip(missing)
 
 
+def name_of_notebook(report): return report.nodeid.split("[")[1].rstrip("]")
+
+
+def report_notebooks(terminalreporter, reports):
+    "The seconds of each notebook; in `make quick`, also the changed ones that did not run."
+    terminalreporter.section("seconds of each notebook")
+    for report in sorted(reports, key=lambda report: -report.duration):
+        terminalreporter.write_line(f"{report.duration:7.1f} {report.nodeid.split('::')[1]}")
+    modules = [report for report in reports if "::test_module[" in report.nodeid]
+    changed.keep_measured(ROOT, {name_of_notebook(r): round(r.duration, 1) for r in modules})
+    if TIER != "quick": return
+    left = changed.notebooks(ROOT) - set(map(name_of_notebook, reports))
+    names = ", ".join(sorted(left))
+    if left: terminalreporter.write_line(f"changed, but left to make test: {names}")
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    "The seconds of each notebook, and the tier in one line."
+    "The notebooks, and the tier in one line."
     stats = terminalreporter.stats
     reports = [report for name in ("passed", "failed") for report in stats.get(name, [])]
     calls = [r for r in reports if r.when == "call" and "test_notebooks.py::" in r.nodeid]
     notebooks = [r for r in calls if ".ipynb]" in r.nodeid]
-    if notebooks: terminalreporter.section("seconds of each notebook")
-    for report in sorted(notebooks, key=lambda report: -report.duration):
-        terminalreporter.write_line(f"{report.duration:7.1f} {report.nodeid.split('::')[1]}")
+    if notebooks: report_notebooks(terminalreporter, notebooks)
     minutes = (time.monotonic() - began) / 60
     counts = ", ".join(f"{len(stats.get(name, []))} {name}"
                        for name in ("passed", "failed", "error", "skipped"))

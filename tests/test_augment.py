@@ -407,7 +407,7 @@ def test_a_batch_of_one_is_its_own_partner():
     assert torch.equal(soft, torch.tensor([[1., 0, 0]]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_mixing_on_a_gpu_is_mixing_on_the_cpu():
     x, y = ramps(8)
     for mix in (Mix(mixup=.4, smoothing=.1), Mix(cutmix=1.)):

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
+from lessonkit.core import files as core_files
 from lessonkit.data import duplicates as D
 from lessonkit.data import sample
 from lessonkit.data.image_data import ImageData
@@ -220,7 +221,7 @@ def test_a_locked_file_is_skipped(tmp_path, monkeypatch):
     def locked(path, mode):
         if Path(path).name == "a": raise PermissionError(path)
         return open(path, mode)
-    monkeypatch.setattr(D, "open", locked, raising=False)
+    monkeypatch.setattr(core_files, "open", locked, raising=False)
     assert D.same_bytes([tmp_path / n for n in "abc"]) == [(1, 2)]
 
 
@@ -231,6 +232,40 @@ def test_only_files_of_equal_size_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(D, "content_digest", lambda path: read.append(path.name) or digest(path))
     assert D.same_bytes([tmp_path / n for n in texts]) == [(0, 2)]
     assert sorted(read) == ["a", "b", "c"]
+
+
+def test_an_error_without_words_is_named(tmp_path, monkeypatch):
+    "An empty reason would count as none, and the image as one flat color."
+    file = tmp_path / "huge.png"
+    Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(file)
+
+    def out_of_memory(*args): raise MemoryError
+    monkeypatch.setattr("lessonkit.data.images.to_mode", out_of_memory)
+    with pytest.warns(UserWarning) as caught: D.find_duplicates([file])
+    assert [str(w.message) for w in caught] == [
+        "1 file(s) can't be read as images, so only their bytes are compared: "
+        "huge.png (MemoryError)"]
+
+
+@pytest.mark.parametrize("scale, ending", [(4095, "png"), (1e6, "tif")])
+def test_images_of_numbers_are_compared_within_their_range(tmp_path, scale, ending):
+    "12 bits of 16 are nearly black, and all black images are alike; floats can't be read at all."
+    rng, files = np.random.default_rng(0), []
+    a, b, d = (np.kron(rng.random((6, 8)), np.ones((8, 8))) for _ in range(3))
+    shapes = dict(a=a, b=b, c=.9 * a, d=d)
+    for name, shape in shapes.items():
+        files.append(tmp_path / f"{name}_1.{ending}")
+        pixels = (shape * scale).astype(np.uint16 if ending == "png" else np.float32)
+        Image.fromarray(pixels).save(files[-1])
+
+    def names(found): return [(p.a.stem[0], p.b.stem[0]) for p in found.itertuples()]
+    alike = [("a", "c")]
+    assert names(D.find_duplicates(files, pixel_range=(0, scale))) == alike
+    options = dict(pixel_range=(0, scale), valid_idx=[3], size=32, bs=2)
+    data = ImageData.from_lists(tmp_path, files, list("abab"), **options)
+    assert names(D.find_duplicates(data)) == alike
+    with pytest.warns(UserWarning): found = D.find_duplicates(data, pixel_range=(0, 1e9))
+    assert not len(found)  # the range given counts, and in that one all of them are black
 
 
 def test_flat_images_are_not_called_copies(tmp_path):

@@ -556,7 +556,7 @@ def test_a_process_killed_while_writing_leaves_no_half_file(flat, folder):
 
 # ---- GPU
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_on_a_gpu(precision, flat, folder):
     data, engine = images(flat, size=48), Counted("cuda", precision)

@@ -3,19 +3,21 @@
 Files of models, of weights and of features: damaged, foreign, of another model, written by two
 processes at once, and in places where nothing can be written.
 """
-import json, os, pickle, random, shutil, subprocess, sys, tempfile
+import json, os, pickle, random, shutil, subprocess, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import squeezenet1_1
 
 from lessonkit.core.files import (
-    cache_dir, CheckpointError, fingerprint, load_tensors, save_tensors,
+    cache_dir, CheckpointError, fingerprint, load_tensors, remove_leftovers, save_tensors,
+    write_atomic,
 )
 from lessonkit.data import sample
 from lessonkit.data.image_data import ImageData, Stats
@@ -74,6 +76,26 @@ def test_saving_deletes_no_file_of_yours(flat, tmp_path):
     for copy in copies: os.utime(copy, (0, 0))
     learn.save("pets")
     assert len(list(tmp_path.iterdir())) == 1 + len(copies)
+
+
+ALIVE = os.getppid()      # the process that started this one
+NO_PROCESS = 2**22 + 1    # Linux gives no such number
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there only the time counts")
+@pytest.mark.parametrize("pid, hours, stays", [
+    (ALIVE, 50, True), (ALIVE, .5, True),
+    (NO_PROCESS, .5, True), (NO_PROCESS, 2, False),
+], ids=["alive", "alive-young", "dead-young", "dead"])
+def test_only_what_the_dead_left_long_ago_is_deleted(tmp_path, monkeypatch, pid, hours, stays):
+    monkeypatch.setattr(os, "replace", lambda *names: None)
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    write_atomic(tmp_path / "m", b"half of it")
+    monkeypatch.undo()
+    left, = tmp_path.iterdir()
+    os.utime(left, (time.time() - 3600 * hours,) * 2)
+    remove_leftovers(tmp_path / "m")
+    assert left.exists() == stays
 
 
 def test_a_link_to_a_model_stays_a_link(flat, tmp_path):
@@ -533,6 +555,50 @@ print("trained")
 """
 
 
+@pytest.mark.parametrize("refusals", [0, 1, 4, 1000])
+def test_a_file_that_another_program_has_open(refusals, tmp_path, monkeypatch):
+    "On Windows, it can't be replaced for a moment; then it is tried again for about a second."
+    file = write_atomic(tmp_path / "a", b"old")
+    waits, attempts, replace = [], iter(range(refusals)), os.replace
+
+    def refuse(source, target):
+        if next(attempts, None) is not None: raise PermissionError(13, "in use", str(target))
+        replace(source, target)
+    monkeypatch.setattr("lessonkit.core.files._WAITS", (.1, .2, .3, .4))
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr("time.sleep", waits.append)
+    if refusals <= 4: write_atomic(file, b"new")
+    else:
+        with pytest.raises(PermissionError, match="in use"): write_atomic(file, b"new")
+    assert file.read_bytes() == (b"new" if refusals <= 4 else b"old")
+    assert waits == [.1, .2, .3, .4][:refusals]
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_other_errors_of_replacing_are_raised_at_once(tmp_path, monkeypatch):
+    def refuse(source, target): raise OSError(18, "another disk")
+    monkeypatch.setattr("lessonkit.core.files._WAITS", (.1, .2))
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr("time.sleep", lambda s: pytest.fail("waited"))
+    with pytest.raises(OSError, match="another disk"): write_atomic(tmp_path / "a", b"new")
+    assert not os.listdir(tmp_path)
+
+
+def test_leftovers_of_this_computer_are_told_by_one_look_at_its_name(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("platform.node", lambda: asked.append(1) or "here")
+    monkeypatch.setattr(os, "replace", lambda *names: shutil.copy(*names) and None)
+    monkeypatch.setattr(os, "unlink", lambda name: None)
+    for name in "abc": write_atomic(tmp_path / name, b"")
+    monkeypatch.undo()
+    monkeypatch.setattr("platform.node", lambda: asked.append(1) or "here")
+    monkeypatch.setattr("lessonkit.core.files._is_running", lambda pid: False)
+    for path in tmp_path.glob(".*"): os.utime(path, (0, 0))
+    asked.clear()
+    remove_leftovers(tmp_path)
+    assert (len(asked), sorted(os.listdir(tmp_path))) == (1, ["a", "b", "c"])
+
+
 def as_nobody(code, home, folder):
     "Run code as a user without rights, in a folder; home None: HOME is not set."
     packages = [str(PACKAGE), *(p for p in sys.path if p.endswith("site-packages"))]
@@ -584,6 +650,37 @@ def test_without_a_home_folder_the_cache_is_temporary(home, tmp_path, monkeypatc
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o077 == 0
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def put_into_hub(folder, net, arch):
+    "Lay a network's weights into a folder as the client of Hugging Face does."
+    repo = folder / f"models--timm--{arch}.{net.pretrained_cfg['tag']}"
+    for part in ("refs", "snapshots/abc"): (repo / part).mkdir(parents=True)
+    (repo / "refs/main").write_text("abc")
+    save_file(net.state_dict(), repo / "snapshots/abc/model.safetensors")
+
+
+@pytest.mark.parametrize("place", ["missing", "unwritable", "usable"])
+def test_weights_of_timm_without_a_home_folder(place, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    if place == "missing": (tmp_path / "file").touch()
+    else: hub.mkdir()
+    usual = tmp_path / "file" / "hub" if place == "missing" else hub
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(usual))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("LESSONKIT_CACHE", str(tmp_path / "cache"))
+    real = tempfile.TemporaryFile
+
+    def refuse(dir=None, **options):
+        if place == "unwritable" and Path(dir) == hub: raise PermissionError(13, "read-only")
+        return real(dir=dir, **options)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(WeightsUnavailable, match="no download"): create_model(ARCH)
+    net = timm.create_model("test_efficientnet")
+    folder = hub if place == "usable" else tmp_path / "cache" / "weights"
+    put_into_hub(folder, net, "test_efficientnet")
+    body = create_model(ARCH).body
+    assert torch.equal(body.conv_stem.weight, net.conv_stem.weight)
 
 
 def test_a_folder_that_others_can_write_to_is_no_cache(tmp_path, monkeypatch):

@@ -336,11 +336,26 @@ def test_pixels_survive_damaged_notes(tmp_path, format, names):
     options = dict(PNG=dict(pnginfo=info), WEBP=dict(lossless=True)).get(format, {})
     content = saved(photo(), format, exif=exif, **options)
     turned = pixels_of(content)
-    rng = random.Random(0)
+    rng, path = random.Random(0), tmp_path / f"a.{format.lower()}"
     for name in names:
         for _ in range(20):
-            seen = pixels_of(damaged(content, name, rng))
+            path.write_bytes(damaged(content, name, rng))
+            seen = pixels_of(path.read_bytes())
             assert (seen == turned).all() or (seen == turned[::-1, ::-1]).all(), name
+            assert check_images([path]) == {}, name
+
+
+@pytest.mark.parametrize("kind, body, checksum", [
+    (b"tEXt", b"title\0a dog", 0), (b"pHYs", b"\0\0", None), (b"gAMA", b"\0", None),
+    (b"zTXt", b"title\0\0" + zlib.compress(bytes(70_000_000)), None), (b"eXIf", b"junk", 0),
+], ids=["checksum", "short", "short gamma", "huge text", "EXIF"])
+def test_all_checks_pass_over_damaged_notes(tmp_path, kind, body, checksum):
+    content, path = png(9, 5), tmp_path / "a.png"
+    if checksum is None: checksum = zlib.crc32(kind + body)
+    note = struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", checksum)
+    path.write_bytes(content[:33] + note + content[33:])
+    assert open_image(path)[0].size == (9, 5)
+    assert [check_images([path], full) for full in (False, True)] == [{}, {}]
 
 
 # ---- memory

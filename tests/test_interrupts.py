@@ -1,9 +1,12 @@
 """Ctrl-C, once or several times: whatever is put back is put back, and it takes effect soon."""
 import os, random, signal, subprocess, sys, textwrap, threading, time, warnings
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lessonkit.core.interrupts import (
     entered, interrupt_flag, restoring, run_in_threads, uninterrupted,
@@ -11,21 +14,15 @@ from lessonkit.core.interrupts import (
 from lessonkit.core.rng import torch_lock
 from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
-from lessonkit.data.image_data import ImageData
+from lessonkit.data.image_data import ImageData, imagenet_stats
+from lessonkit.distill import distill, read_photos, Recipe, with_stats
 from lessonkit.learner import Learner
+from lessonkit.results.calibration import fold_temperature, TEMPERATURES
 from lessonkit.train.lr_finder import preserve_state
 from lessonkit.train.run import copy_weights
 from tiers import few
 
 posix = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no signals between processes")
-
-
-@pytest.fixture(autouse=True)
-def torch_is_as_before():
-    "Nothing that is global to torch is left behind by a test."
-    yield
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    assert not torch.is_autocast_enabled("cpu")
 
 
 # ---- bursts of presses
@@ -40,8 +37,12 @@ def interrupted(work, press):
     "Work while a thread presses. The error, if one is raised in the work itself."
     def call(): work()
     def handle(signum, frame):   # a press that comes too late is of no interest
+        if is_inside(frame, ignore.__code__): return
         if frame is None or is_inside(frame, call.__code__): raise KeyboardInterrupt
-    before = signal.signal(signal.SIGINT, handle)
+    def ignore(unraisable):   # in a finalizer, which Python calls at any time
+        if unraisable.exc_type is not KeyboardInterrupt: hook(unraisable)
+    before, hook = signal.signal(signal.SIGINT, handle), sys.unraisablehook
+    sys.unraisablehook = ignore
     thread = threading.Thread(target=press)
     thread.start()
     try: call()
@@ -49,6 +50,7 @@ def interrupted(work, press):
     finally:
         ended.append(time.monotonic())
         thread.join()
+        sys.unraisablehook = hook
         assert signal.getsignal(signal.SIGINT) is handle
         signal.signal(signal.SIGINT, before)
 
@@ -104,12 +106,15 @@ def images(tmp_path_factory):
     return sample.tiny(tmp_path_factory.mktemp("tiny") / "flat", n=40)
 
 
+def new_learner(images, folder):
+    data = ImageData.from_name_re(images, r"^(.+)_\d+", size=24, bs=8, augment=augmentations())
+    return Learner(data, "timm:test_efficientnet", weights=None, show=False, device="cpu",
+                   precision="bf16", model_dir=folder)
+
+
 @pytest.fixture(scope="module")
 def learn(images, tmp_path_factory):
-    data = ImageData.from_name_re(images, r"^(.+)_\d+", size=24, bs=8, augment=augmentations())
-    folder = tmp_path_factory.mktemp("models")
-    learn = Learner(data, "timm:test_efficientnet", weights=None, show=False, device="cpu",
-                    precision="bf16", model_dir=folder)
+    learn = new_learner(images, tmp_path_factory.mktemp("models"))
     learn.fit(1, 1e-2, keep_best="valid_loss")
     for name in ("one", "two"): learn.save(name)
     learn.model.train()
@@ -165,7 +170,7 @@ def test_weights_are_copied_all_or_not_at_all(learn, seed, n):
 @rounds
 def test_state_is_put_back_whenever_the_presses_come(seed, n):
     "Most of the time here is spent in putting things back."
-    net = torch.nn.Sequential(*[torch.nn.BatchNorm1d(2) for _ in range(60)])
+    net = nn.Sequential(*[nn.BatchNorm1d(2) for _ in range(60)])
     before, bursts = state_of(net), Bursts(seed)
     def work():
         with preserve_state(net):
@@ -189,6 +194,177 @@ def test_best_weights_belong_to_the_best_epoch(images, tmp_path):
         if learn.run is None or not learn.run.best_weights: continue
         learn.restore_best()
         assert learn.validate()["valid_loss"] == pytest.approx(learn.run.progress.best, rel=1e-5)
+
+
+# ---- a temperature, folded into the weights
+
+def weights_of(model): return {name: v.clone() for name, v in model.state_dict().items()}
+
+
+@pytest.fixture
+def uncalibrated(images, tmp_path):
+    "A learner, its weights, and its weights after `calibrate`."
+    learn = new_learner(images, tmp_path)
+    learn.fit(4, 1e-2)   # it has to know something
+    before = weights_of(learn.model)
+    assert learn.calibrate().temperature < TEMPERATURES[1]
+    after = weights_of(learn.model)
+    differ = {name for name, v in after.items() if not torch.equal(v, before[name])}
+    head = max(int(name.split(".")[1]) for name in after if name.startswith("head."))
+    assert differ == {f"head.{head}.weight", f"head.{head}.bias"}
+    return learn, before, after
+
+
+@posix
+@rounds
+def test_calibrate_changes_all_weights_or_none_in_bursts_of_ctrl_c(uncalibrated, seed, n):
+    learn, before, after = uncalibrated
+    copy_weights(learn.model, before)
+    bursts, modes, count = Bursts(seed), state_of(learn.model)[2], 0
+    started = time.monotonic()
+    learn.calibrate()
+    longest = time.monotonic() - started
+    for _ in range(n):
+        copy_weights(learn.model, before)
+        learn.predictions.__init__()
+        count += bursts(learn.calibrate, longest)
+        found = learn.model.state_dict()
+        differ = {name for name, v in before.items() if not torch.equal(v, found[name])}
+        expected = after if differ else before
+        for name, v in found.items(): assert torch.equal(v, expected[name]), name
+        assert state_of(learn.model)[2] == modes
+    assert count
+    assert_lock_is_free()
+
+
+def test_a_temperature_is_folded_as_a_whole():
+    "However far the folding has got when Ctrl-C is pressed."
+    head = nn.Linear(3, 2)
+    before = weights_of(head)
+    after = {name: v / 2 for name, v in before.items()}
+    def fold(): fold_temperature(head, 2.)
+    def is_folding(frame): return is_inside(frame, fold_temperature.__code__)
+    moments = moments_of(fold, is_folding)
+    assert moments > 20
+    found = set()
+    for n in range(1, moments + 1):
+        copy_weights(head, before)
+        assert PressAt(n, is_folding)(fold)
+        whole = [all(torch.equal(v, state[name]) for name, v in head.state_dict().items())
+                 for state in (before, after)]
+        assert any(whole), f"moment {n} of {moments}"
+        found.add(whole.index(True))
+    assert found == {0, 1}
+
+
+# ---- torch's modes
+
+MODES = ("autograd/grad_mode.py", "amp/autocast_mode.py", "optim/optimizer.py",
+         "utils/_contextlib.py")   # where torch changes them
+
+
+class PressAt:
+    "Calls a function and presses Ctrl-C twice at its n-th moment in frames that `where` chooses."
+    def __init__(self, n, where): self.n, self.where, self.count = n, where, 0
+
+    def watch(self, frame, event, arg):
+        if not self.where(frame): return
+        self.count += 1
+        if self.count != self.n: return
+        sys.setprofile(None)
+        for _ in range(2): signal.raise_signal(signal.SIGINT)   # the first one ends a fit later
+
+    def __call__(self, work):
+        "Says whether that interrupted the function."
+        sys.setprofile(self.watch)
+        try: work()
+        except KeyboardInterrupt: return True
+        finally: sys.setprofile(None)
+        return False
+
+
+def moments_of(work, where):
+    "How many there are: calls and returns of functions in Python and in C."
+    press = PressAt(0, where)
+    press(work)
+    return press.count
+
+
+def changes_modes(frame):
+    "Is torch changing a mode here, or did a step of an optimizer call this, which changes one?"
+    if Path(frame.f_code.co_filename).as_posix().endswith(MODES): return True
+    return frame.f_back is not None and frame.f_back.f_code.co_name == "_use_grad"
+
+
+@cache
+def tiny_network(name):
+    layers = (nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return with_stats(nn.Sequential(*layers), imagenet_stats)
+
+
+def distill_photos(learn):
+    "One epoch, with all photographs of a learner."
+    photos = read_photos(learn.data.path, side=30)
+    recipe = Recipe(epochs=1, size=24, bs=16, features=1.)
+    distill(tiny_network("teacher"), tiny_network("student"), photos, recipe, learn.engine)
+
+
+ENTRIES = WORK | {
+    "Learner": lambda learn: new_learner(learn.data.path, learn.model_dir),
+    "fit": lambda learn: learn.fit(1, 1e-3),
+    "calibrate": lambda learn: learn.calibrate(),
+    "load": lambda learn: learn.load("one"),
+    "summary": lambda learn: learn.summary(),
+    "distill": distill_photos,
+}
+
+
+@pytest.fixture(scope="module")
+def other(images, tmp_path_factory):
+    "A learner that may be changed."
+    other = new_learner(images, tmp_path_factory.mktemp("models"))
+    for name in ("one", "two"): other.save(name)
+    return other
+
+
+def modes_of_torch():
+    torch.autocast_increment_nesting()
+    depth = torch.autocast_decrement_nesting()   # contexts of autocast
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"), depth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("seed, n", few(1, [(0, 8), (1, 60)]))
+def test_modes_of_torch_are_put_back_wherever_ctrl_c_comes(other, name, seed, n):
+    "Inside of `no_grad`, too, when it has turned gradients off and isn't entered yet."
+    def work():
+        other.predictions.__init__()
+        ENTRIES[name](other)
+    work()   # the first time does more
+    before, rng = modes_of_torch(), random.Random(seed)
+    moments = moments_of(work, changes_modes)
+    assert moments > 10
+    for _ in range(n):
+        press = PressAt(rng.randint(1, moments), changes_modes)
+        press(work)   # where Ctrl-C is delayed, a fit may end before it takes effect
+        assert press.count == press.n
+        assert modes_of_torch() == before, f"moment {press.n} of {moments}"
+    assert_lock_is_free()
+
+
+def test_a_mode_that_nobody_puts_back_is_found():
+    "The test above notices what it is there for."
+    def work():
+        for _ in range(3):
+            with torch.no_grad(): pass
+    moments, found = moments_of(work, changes_modes), []
+    for n in range(1, moments + 1):
+        assert PressAt(n, changes_modes)(work)
+        found.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(True)
+    assert set(found) == {True, False}
 
 
 # ---- soon

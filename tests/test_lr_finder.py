@@ -22,7 +22,6 @@ from lessonkit.train.lr_finder import LRFind, preserve_state, run_lr_finder, sug
 from tiers import examples
 
 ENGINE = Engine("cpu", "fp32")
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 TASK = Task("single", range(3))
 
 
@@ -350,7 +349,7 @@ def test_preserve_state_restores_weights_beside_one_that_is_nan():
     assert torch.equal(before.nan_to_num(7.), model.weight.detach().nan_to_num(7.))
 
 
-@CUDA
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_on_a_gpu(data, precision):
     engine = Engine("cuda", precision)

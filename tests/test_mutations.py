@@ -70,8 +70,9 @@ def copy(tmp_path_factory):
     "Makes a copy of the package; returns the folder that holds it."
     def copy():
         folder = tmp_path_factory.mktemp("copy")
-        ignore = shutil.ignore_patterns("__pycache__")
+        ignore = shutil.ignore_patterns("__pycache__", "assets")
         shutil.copytree(PACKAGE, folder / "lessonkit", ignore=ignore)
+        (folder / "lessonkit/assets").symlink_to(PACKAGE / "assets")  # large, and never changed
         return folder
     return copy
 

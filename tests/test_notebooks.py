@@ -4,7 +4,7 @@ A library notebook runs with each exported cell replaced by an import of what it
 its tests are tests of the installed module: nbdev_test by itself runs the cells and would never
 notice that the module lacks an import. As it stands it runs only if it differs from main, and in
 `make nightly`. Both times nbdev_test runs it. `make quick` takes the changed notebooks alone,
-against the module; if none has changed, a few.
+against the module: those changed last, as many as its time allows. If none has changed, a few.
 
 `make test` runs lesson 1 whole, and every cell of the other lessons on little data
 (LESSONKIT_SMALL=1); `make nightly` runs all lessons whole.
@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 import changed, run_lesson
-from tiers import TIER
+from tiers import NOTEBOOK_SECONDS, TIER
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300            # seconds for a library notebook; they are meant to take seconds
@@ -40,7 +40,8 @@ NOTEBOOKS = notebooks()
 LIBRARY = [name for name in NOTEBOOKS if "default_exp" in (ROOT / "nbs" / name).read_text()]
 CHANGED = changed.notebooks(ROOT)
 AS_THEY_STAND = CHANGED | set(NOTEBOOKS) - set(LIBRARY)
-QUICK = CHANGED.intersection(LIBRARY) or set(LIBRARY[::FEW])
+WANTED = changed.newest_first(ROOT, CHANGED.intersection(LIBRARY)) or LIBRARY[::FEW]
+QUICK = changed.fitting(WANTED, changed.measured(ROOT), NOTEBOOK_SECONDS)
 
 
 def marked(names, mark, without):

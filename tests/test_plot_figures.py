@@ -62,7 +62,7 @@ def test_images_are_upright_small_and_of_any_kind(tmp_path):
     (0, {}, "no images"),
     (1, dict(titles=["a", "b"]), "1 images and 2 titles"),
     (1, dict(titles=["a"], colors=[]), "0 colors"),
-    (1, dict(ncols=0), "not 0"),
+    (1, dict(ncols=0), "ncols is a whole number above 0; got 0"),
 ])
 def test_wrong_lengths_are_named(images, options, words):
     with pytest.raises(ValueError, match=words):

@@ -24,6 +24,7 @@ from lessonkit.plot.pictures import (
     format_probability, plot_cell, plot_correct, plot_duplicates, plot_incorrect, plot_items,
     plot_most_correct, plot_most_incorrect, plot_most_uncertain, plot_top_losses, show_results,
 )
+from lessonkit.results.predict import preds_from_logits
 from lessonkit.results.preds import Preds
 from lessonkit.results.scores import most_confused
 from lessonkit.results.selections import (
@@ -508,6 +509,7 @@ def test_words_are_legible_and_cover_nothing(files, data, c):
         assert fig.dpi == 60
 
 
+@pytest.mark.slow
 def test_a_hundred_images_stay_small(files):
     fig = plot_items(made(37, 400, paths=files * 10), range(0, 400, 4), "A hundred")
     assert len(fig.axes) == 100
@@ -531,3 +533,23 @@ def test_no_figure_stays_open(files):
         return {"correct": plot_correct(made(2, paths=files)),
                 "duplicates": plot_duplicates(table(files))}
     check_figures(draw, 20)
+
+
+# ---- images of more than 8 bits
+
+def test_images_are_drawn_as_the_data_reads_them(tmp_path):
+    for i in range(20):
+        value = 700 if i % 2 else 2000  # nearly black, if the range were that of 16 bits
+        path = tmp_path / f"{'ab'[i % 2]}_{i}.png"
+        Image.fromarray(np.full((20, 20), value, np.uint16)).save(path)
+    twelve = ImageData.from_name_re(tmp_path, r"^(.)_", size=16, presize=16, bs=4,
+                                    pixel_range=(0, 4095))
+    preds = preds_from_logits(torch.zeros(twelve.valid.n, 2), twelve.valid, twelve.task)
+    for crop in (False, twelve):
+        fig = plot_items(preds, slice(None), crop=crop)
+        drawn = [ax.images[0].get_array() for ax in fig.axes if ax.images]
+        whites = [1 if pixels.dtype.kind == "f" else 255 for pixels in drawn]
+        shades = [np.median(np.asarray(pixels)) / white for pixels, white in zip(drawn, whites)]
+        expected = [(2000 if path.stem.startswith("a") else 700) / 4095 for path in preds.paths]
+        assert np.allclose(shades, expected, atol=.01)
+    assert Preds.join([preds, preds]).pixel_range == (0, 4095)

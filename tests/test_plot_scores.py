@@ -82,6 +82,7 @@ def all_figures():
     }
 
 
+@pytest.mark.slow
 def test_all_are_small_and_described():
     figures = {}
     def draw():

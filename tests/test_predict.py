@@ -490,9 +490,11 @@ def test_beta_and_its_defaults(quarters):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(beta=-.1), "between 0 and 1"), (dict(beta=1.1), "between 0 and 1"),
-    (dict(beta=math.nan), "between 0 and 1"), (dict(form="corner"), "form is"),
-    (dict(n=0), "n is"), (dict(form="corners", scale=.9), "zoom")])
+    (dict(beta=-.1), "^beta .*from 0 to 1"), (dict(beta=1.1), "^beta .*from 0 to 1"),
+    (dict(beta=math.nan), "^beta .*got nan"), (dict(beta="a"), "^beta .*got 'a'"),
+    (dict(form="corner"), "form is"), (dict(n=0), "^n .*got 0"), (dict(n="4"), "^n .*got '4'"),
+    (dict(form="corners", scale=.9), "^scale .*at least 1; got 0.9"),
+    (dict(scale="a"), "^scale .*got 'a'")])
 def test_options_that_make_no_sense_are_errors(quarters, options, message):
     with pytest.raises(ValueError, match=message): tta_of(quarters, **options)
 
@@ -631,7 +633,7 @@ def test_of_thousands_of_files_only_a_few_are_in_memory(many, monkeypatch, ahead
     found = predict_files(Color(), many, like, engine, Task("number"))
     assert found.paths == tuple(many)
     assert torch.allclose(found.probs[:, 0], torch.arange(500) % 256 / 255, atol=1e-5)
-    assert 10 <= alive.most_images <= (ahead + 3) * 10
+    assert 1 <= alive.most_images <= (ahead + 3) * 10
     assert 1 <= alive.most_batches <= 4
     assert not like._kept
 

@@ -497,6 +497,7 @@ def test_first_cells_are_made_from_the_address_of_the_repository(project):
 
 # ---- from the command line
 
+@pytest.mark.slow
 def test_checks_fail_on_the_command_line(project):
     def run():
         command = [sys.executable, checks.__file__, project]

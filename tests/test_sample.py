@@ -324,6 +324,7 @@ def test_progress_in_a_terminal(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a terminal")
+@pytest.mark.slow
 def test_no_progress_unless_it_is_wanted(tmp_path):
     assert drawn_in_terminal(tmp_path, "hide") == "done\r\n"
 
@@ -334,6 +335,7 @@ def test_no_progress_in_a_file(tmp_path):
     assert (run.stdout.split(), run.stderr) == ([b"done"], b"")
 
 
+@pytest.mark.slow
 def test_progress_in_a_notebook(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     from nbformat.v4 import new_code_cell, new_notebook

@@ -41,6 +41,7 @@ def where(fit):
 
 
 @needs_fork
+@pytest.mark.slow
 def test_ctrl_c_at_twenty_random_moments_leaves_whole_steps(pressed):
     for fit in pressed["interrupted"]:
         steps = sum(fit["steps"])
@@ -63,6 +64,7 @@ def without_interrupts(outcome):
 
 
 @needs_fork
+@pytest.mark.slow
 def test_after_ctrl_c_resume_ends_like_the_whole_run(pressed):
     whole = without_interrupts(pressed["whole"])
     for fit in pressed["interrupted"]:

@@ -88,6 +88,7 @@ def test_threads_predict_what_one_would(learner, threads):
     assert_same_state(learn.model, before)
 
 
+@pytest.mark.slow
 def test_all_ways_to_predict_can_run_at_once(learner):
     learn = learner()
     learn.save("a")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import changed
+import test_notebooks
 import tiers
 
 DAY = 24 * 60 * 60
@@ -72,6 +73,56 @@ def test_all_where_git_cannot_tell(history, tmp_path_factory):
     assert changed.notebooks(plain) == {"one.ipynb"}
 
 
+def test_newest_first(history):
+    "What isn't committed yet, then the newest commit; and the rest, in an order that stays."
+    history(5, "data/two.ipynb", "four.ipynb")
+    history(7, "four.ipynb")
+    write(history.root, "three.ipynb", "changed")
+    write(history.root, "five.ipynb", "new")
+    os.utime(history.root / "nbs/three.ipynb", (NOON, NOON))
+    names = {"one.ipynb", "data/two.ipynb", "three.ipynb", "four.ipynb", "five.ipynb"}
+    order = ["five.ipynb", "three.ipynb", "four.ipynb", "data/two.ipynb", "one.ipynb"]
+    assert changed.newest_first(history.root, names) == order
+    assert changed.newest_first(history.root, names - {"five.ipynb"}) == order[1:]
+    assert changed.newest_first(history.root, []) == []
+
+
+def test_newest_first_without_git(tmp_path):
+    for name, day in (("old.ipynb", 1), ("new.ipynb", 3), ("middle.ipynb", 2)):
+        write(tmp_path, name, "1")
+        os.utime(tmp_path / "nbs" / name, (NOON + day * DAY,) * 2)
+    order = ["new.ipynb", "middle.ipynb", "old.ipynb"]
+    assert changed.newest_first(tmp_path, set(order)) == order
+
+
+@pytest.mark.parametrize("limit, kept", [
+    (0, []), (4, ["c"]), (10, ["a"]), (13, ["a", "c"]), (19, ["a", "c", "d"]), (100, list("abcd")),
+])
+def test_as_many_notebooks_as_fit(limit, kept):
+    "A long one doesn't keep a shorter one from running; one that isn't measured takes 6 seconds."
+    assert changed.UNKNOWN == 6
+    seconds = dict(a=10, b=30, c=3)
+    assert changed.fitting("abcd", seconds, limit) == kept
+
+
+def test_seconds_are_kept_from_run_to_run(tmp_path):
+    assert changed.measured(tmp_path) == {}
+    changed.keep_measured(tmp_path, {"a.ipynb": 2.5, "b.ipynb": 3.})
+    changed.keep_measured(tmp_path, {"a.ipynb": 4.})
+    assert changed.measured(tmp_path) == {"a.ipynb": 4., "b.ipynb": 3.}
+    for damaged in ("", "[1]", "{"):
+        (tmp_path / changed.MEASURED).write_text(damaged)
+        assert changed.measured(tmp_path) == {}
+
+
+def test_notebooks_of_quick_fit_into_its_time():
+    "Whatever was changed: those that run now take no longer than they may."
+    seconds = changed.measured(test_notebooks.ROOT)
+    taken = [seconds.get(name, changed.UNKNOWN) for name in test_notebooks.QUICK]
+    assert taken and sum(taken) <= tiers.NOTEBOOK_SECONDS < 60 * tiers.MINUTES["quick"]
+    assert set(test_notebooks.QUICK) <= set(test_notebooks.LIBRARY)
+
+
 TESTS = """
 import pytest
 from hypothesis import settings
@@ -99,8 +150,8 @@ def test_what_runs_in_each_tier(tmp_path, tier, count, number):
     file = tmp_path / "test_x.py"
     file.write_text(f"EXAMPLES = {number}\n" + TESTS)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "conftest"]
-    here = str(Path(tiers.__file__).parent)
-    paths = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    folders = [str(Path(module.__file__).parent) for module in (tiers, changed)]
+    paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     env = os.environ | dict(LESSONKIT_TIER=tier, PYTHONPATH=paths)
     env.pop("COVERAGE_PROCESS_START", None)
     ini = Path(tiers.__file__).parents[1] / "pyproject.toml"

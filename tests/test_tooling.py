@@ -206,6 +206,7 @@ def test_git_attributes(tmp_path):
     assert attributes(tmp_path, "lessonkit/core/rng.py")["linguist-generated"] == "set"
     assert attributes(tmp_path, "lessonkit/assets/a/make.py")["linguist-generated"] == "unset"
     assert "linguist-generated" not in attributes(tmp_path, "tools/checks.py")
+    assert attributes(tmp_path, "lessonkit/assets/a.safetensors")["binary"] == "set"
     notebook = attributes(tmp_path, "nbs/data/02_images.ipynb")
     assert (notebook["merge"], notebook["diff"]) == ("nbdev-merge", "notebook")
     assert notebook["eol"] == "lf"
@@ -325,6 +326,7 @@ def pre_commit(folder, *args):
 
 
 @needs_git
+@pytest.mark.slow
 def test_hooks_find_nothing_here(hooked):
     run = pre_commit(hooked, "--all-files")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -332,6 +334,7 @@ def test_hooks_find_nothing_here(hooked):
 
 
 @needs_git
+@pytest.mark.slow
 def test_hooks_find_what_they_are_for(hooked):
     path = hooked / "nbs/index.ipynb"
     notebook = nbformat.read(path, 4)
@@ -407,15 +410,17 @@ def check_installed(run, version="0.1.0"):
 
 SOURCES = ["{wheel}", "{folder}", "~/my wheels", "my wheels", "  {folder}  ", "{folder}/..",
            "file://{folder}/lessonkit-0.1.0-py3-none-any.whl"]
+OTHER_SOURCES = [pytest.param(source, marks=pytest.mark.slow) for source in SOURCES[1:]]
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", SOURCES[:1] + OTHER_SOURCES)
 def test_first_cell_installs_from_a_wheel_or_a_folder_of_wheels(run_cell, tmp_path, source):
     "All of them with a space in the path."
     wheel = make_wheel(tmp_path / "my wheels")
     check_installed(run_cell(source.format(wheel=wheel, folder=wheel.parent)))
 
 
+@pytest.mark.slow
 def test_first_cell_takes_the_newest_wheel_and_others_from_its_folder(run_cell, tmp_path):
     folder = tmp_path / "wheels ü"
     make_wheel(folder, "imagehash", "4.3.1")
@@ -424,6 +429,7 @@ def test_first_cell_takes_the_newest_wheel_and_others_from_its_folder(run_cell, 
     check_installed(run_cell(folder), "0.10.0")
 
 
+@pytest.mark.slow
 def test_first_cell_installs_from_source(run_cell, tmp_path):
     folder = tmp_path / "the source"
     folder.mkdir()
@@ -463,12 +469,14 @@ def test_first_cell_shows_the_errors_of_pip(run_cell, tmp_path):
     assert run.stderr.count(missing) == 2   # without internet, and with it
 
 
+@pytest.mark.slow
 def test_first_cell_leaves_an_installed_kit_alone(run_cell, tmp_path):
     make_wheel(tmp_path / "w", version="7")
     check_installed(run_cell(tmp_path / "w"), "7")
     check_installed(run_cell("no such thing"), "7")
 
 
+@pytest.mark.slow
 def test_first_cell_gets_solar_cells_only_for_a_lesson_that_needs_them(run_cell, tmp_path):
     needs = ["elpv-dataset; extra == 'solar'\nProvides-Extra: solar"]
     wheel = make_wheel(tmp_path / "w", needs=needs)

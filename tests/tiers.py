@@ -10,6 +10,7 @@ from hypothesis import settings
 
 TIER = os.environ.get("LESSONKIT_TIER", "test")
 MINUTES = dict(quick=4, test=25, nightly=75)     # what each should take, at most, on two cores
+NOTEBOOK_SECONDS = 90   # that notebooks may take in `make quick`, all processes together
 LEFT_OUT = dict(quick={"slow", "nightly"}, test={"nightly"}, nightly=set())[TIER]
 SHARE = dict(quick=.25, test=1, nightly=10)[TIER]   # of the examples a property test asks for
 

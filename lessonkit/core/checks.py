@@ -6,14 +6,12 @@
 __all__ = ['short_repr', 'did_you_mean', 'whole_number', 'number', 'switch', 'check_choices', 'check_counts']
 
 # %% ../../nbs/core/02_checks.ipynb #48356079
-import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-from torch import Tensor
+from .names import plain_scalar, similar_names
 
 # %% ../../nbs/core/02_checks.ipynb #a2667e94
 def short_repr(
@@ -31,16 +29,10 @@ def did_you_mean(
 ) -> str: # goes right after the word; "" if nothing is close
     "A hint for an error message: the known word closest to one that is not known."
     if not isinstance(word, str): return ""
-    lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(word.lower(), lower, n=1)
-    return f". Did you mean {lower[close[0]]!r}?" if close else ""
+    similar = similar_names(word, known)
+    return f". Did you mean {similar[0]!r}?" if similar else ""
 
 # %% ../../nbs/core/02_checks.ipynb #e08dc22c
-def _plain(value: Any) -> Any:
-    "A scalar of NumPy or torch as Python's own; anything else as it is."
-    is_scalar = isinstance(value, (np.generic, np.ndarray, Tensor)) and np.ndim(value) == 0
-    return value.item() if is_scalar else value
-
 def whole_number(
     name: str, # of the setting
     value: Any, # what was given for it
@@ -48,7 +40,7 @@ def whole_number(
     most: int | None = None, # the largest value allowed; None: no limit
 ) -> int:
     "The value as an `int`. Raises `ValueError` for bools, floats, text, and what is out of range."
-    n = _plain(value)
+    n = plain_scalar(value)
     if isinstance(n, Integral) and not isinstance(n, bool) and least <= n:
         if most is None or n <= most: return int(n)
     limit = " above 0" if least == 1 else f", at least {least}"
@@ -71,9 +63,10 @@ def number(
     above: float | None = None, # a limit that is itself not allowed, instead of `least`
 ) -> float:
     "The value as a `float`. Raises `ValueError` for text, bools, nan, inf and values out of range."
-    x = _plain(value)
+    x = plain_scalar(value)
     if isinstance(x, Real) and not isinstance(x, bool):
-        x = float(x)
+        try: x = float(x)
+        except OverflowError: x = math.inf  # a whole number beyond all floats
         high_enough = (above is None or x > above) and (least is None or x >= least)
         if math.isfinite(x) and high_enough and (most is None or x <= most): return x
     raise ValueError(f"{name} is a finite number{_limits(least, most, above)}; "
@@ -85,7 +78,7 @@ def switch(
     value: Any, # what was given for it
 ) -> bool:
     "The value as a `bool`. Raises `ValueError` for anything but True and False."
-    on = _plain(value)
+    on = plain_scalar(value)
     if isinstance(on, bool): return on
     raise ValueError(f"{name} is True or False; got {short_repr(value)}")
 
@@ -99,7 +92,7 @@ def _is(value: Any, choice: Any) -> bool:
 def check_choices(**settings: tuple[Any, tuple]):
     "Raise a `ValueError` for the first `name=(value, allowed values)` whose value is not allowed."
     for name, (value, allowed) in settings.items():
-        if any(_is(_plain(value), choice) for choice in allowed): continue
+        if any(_is(plain_scalar(value), choice) for choice in allowed): continue
         hint = did_you_mean(value, [c for c in allowed if isinstance(c, str)])
         raise ValueError(f"{name} is one of {allowed}; got {short_repr(value)}{hint}")
 

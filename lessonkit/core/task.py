@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_choices, short_repr
+from .names import plain_scalar
 
 # %% ../../nbs/core/06_task.ipynb #2c8f2e30
 def item_losses(
@@ -63,10 +64,7 @@ def plain_value(
 ) -> str | bool | int | float:
     "The same value as a plain Python one. Raises `TypeError` for what JSON can't hold."
     if type(value) in (str, int, float, bool): return value
-    label = value.value if isinstance(value, Enum) else value
-    if isinstance(label, (np.generic, np.ndarray, Tensor)) and np.ndim(label) == 0:
-        is_time = isinstance(label, (np.datetime64, np.timedelta64))
-        label = label if is_time else label.item()
+    label = plain_scalar(value.value if isinstance(value, Enum) else value)
     if isinstance(label, PurePath): return str(label)
     for kind in (bool, int, float, str):
         if isinstance(label, kind): return kind(label)
@@ -171,10 +169,10 @@ def is_missing(
     value: Any, # a label, or a cell of a table
 ) -> bool:
     "Is it None, nan, NA or NaT, which stand for a value that isn't known?"
-    if value is None or type(value).__name__ in ("NAType", "NaTType"): return True
-    if isinstance(value, (np.datetime64, np.timedelta64)): return bool(np.isnat(value))
-    if isinstance(value, (np.ndarray, Tensor)) and np.ndim(value) == 0: value = value.item()
-    return isinstance(value, (float, np.floating)) and bool(value != value)
+    plain = plain_scalar(value)
+    if plain is None or type(plain).__name__ in ("NAType", "NaTType"): return True
+    if isinstance(plain, (np.datetime64, np.timedelta64)): return bool(np.isnat(plain))
+    return isinstance(plain, (float, np.floating)) and bool(plain != plain)
 
 def _known_value(value: Any) -> str | bool | int | float:
     "A plain value that is not missing."
@@ -241,6 +239,17 @@ def _types_of(labels: Sequence, names: Sequence | None) -> set[type]:
     return set(first)
 
 # %% ../../nbs/core/06_task.ipynb #1fd3289e
+def _refuse_zeros_and_ones(plain: Sequence[list], names: Sequence | None):
+    "An error for rows of zeros and ones where the names of labels should be."
+    lengths = {len(label) for label in plain}
+    if len(lengths) != 1 or any(value not in (0, 1) for label in plain for value in label): return
+    doubled = [i for i, label in enumerate(plain) if len(set(label)) < len(label)]
+    if not doubled: return
+    raise ValueError(f"{_which(doubled[0], names)} is {short_repr(plain[doubled[0]])}, and "
+                     "kind='multi' takes the names of the labels that an image has. If these are "
+                     "zeros and ones, one for each label, give the names of those that are 1 "
+                     "instead, such as np.flatnonzero(row)")
+
 def _refuse_ambiguous(labels: Sequence, plain: Sequence[list], names: Sequence | None):
     "An error for lists of whole numbers or bools that may not be names of labels."
     lengths = {len(label) for label in plain}
@@ -274,6 +283,7 @@ def plain_labels(
         plain = _convert_each(_finite_number, plain, names)
         if several: _check_lengths(plain, names)
     if kind is None and several and types <= {int, bool}: _refuse_ambiguous(labels, plain, names)
+    if kind == "multi" and types <= {int, bool, float}: _refuse_zeros_and_ones(plain, names)
     return kind or ("multi" if several else "single"), plain
 
 # %% ../../nbs/core/06_task.ipynb #42440dbb

@@ -18,15 +18,15 @@ __all__ = ['allow_formats', 'can_open', 'DECODING', 'decoding_bytes', 'detect_fo
            'find_unreadable', 'ImageData', 'imagenet_stats', 'labels_from_pattern', 'labels_from_table', 'make_targets',
            'positions_after', 'resolve_presize', 'Stats', 'table_column', 'warn_of_unused_bits', 'blend_images',
            'draw_shares', 'Mix', 'mix_batch', 'paste_rectangles', 'draw_pet', 'SHAPES', 'Dataset', 'DatasetMissing',
-           'KAGGLE', 'NAME_PATTERN', 'Search', 'check_thresholds', 'close_pairs', 'content_digest', 'duplicate_groups',
-           'FileHash', 'find_duplicates', 'FLAT', 'hash_file', 'Item', 'KINDS', 'byte_groups', 'equal_groups',
-           'group_pairs', 'LARGE_GROUP', 'similar_pairs', 'thin_groups', 'list_items', 'MAX_PAIRS', 'near_pairs',
-           'perceptual_hash', 'same_bytes', 'split_leaks', 'strictest_kinds', 'unit_rows', 'warn_of_skipped',
-           'check_augment', 'check_class_names', 'check_doubles', 'check_readable', 'check_split', 'check_stats',
-           'check_test_files', 'check_test_readable', 'class_of', 'file_id', 'find_ids', 'find_test_files',
-           'loader_settings', 'locate', 'locate_all', 'names_from_table', 'read_table', 'valid_from_column',
-           'VALID_WORDS', 'warn_of_lost_classes', 'warn_of_lost_folders', 'warn_of_odd_classes', 'why_no_images',
-           'without_files', 'as_list']
+           'KAGGLE', 'NAME_PATTERN', 'Search', 'check_thresholds', 'close_pairs', 'describe_failure',
+           'duplicate_groups', 'FileHash', 'find_duplicates', 'FLAT', 'hash_file', 'Item', 'KINDS', 'byte_groups',
+           'equal_groups', 'group_pairs', 'LARGE_GROUP', 'similar_pairs', 'thin_groups', 'list_items', 'MAX_PAIRS',
+           'near_pairs', 'perceptual_hash', 'same_bytes', 'split_leaks', 'strictest_kinds', 'unit_rows',
+           'warn_of_skipped', 'check_augment', 'check_class_names', 'check_doubles', 'check_readable', 'check_split',
+           'check_stats', 'check_test_files', 'check_test_readable', 'class_of', 'file_id', 'find_ids',
+           'find_test_files', 'loader_settings', 'locate', 'locate_all', 'names_from_table', 'read_table',
+           'valid_from_column', 'VALID_WORDS', 'warn_of_lost_classes', 'warn_of_lost_folders', 'warn_of_odd_classes',
+           'why_no_images', 'without_files', 'as_list']
 
 # %% ../../nbs/data/99_data.ipynb #a4502552
 from lessonkit.data.formats import (
@@ -38,8 +38,9 @@ from lessonkit.data.pixels import (
     as_array, channels_last, check_pixel_range, gray_from_numbers, to_bytes,
 )
 from lessonkit.data.images import (
-    blame_source, check_images, describe_unreadable, image_endings, image_files, ImageReadError,
-    MODES, open_image, open_pixels, passed_over, suggest_pixel_range, to_mode, why_unreadable,
+    blame_source, check_images, describe_failure, describe_unreadable, image_endings, image_files,
+    ImageReadError, MODES, open_image, open_pixels, passed_over, suggest_pixel_range, to_mode,
+    why_unreadable,
 )
 from lessonkit.data.loader import (
     balanced_order, Batch, count_batches, even_batches, Loader, open_ahead,
@@ -78,7 +79,7 @@ from .drawing import draw_pet
 from .sample import SHAPES
 from .datasets import Dataset, DatasetMissing, KAGGLE, NAME_PATTERN, Search
 from lessonkit.data.duplicates import (
-    byte_groups, check_thresholds, close_pairs, content_digest, duplicate_groups, equal_groups,
+    byte_groups, check_thresholds, close_pairs, duplicate_groups, equal_groups,
     FileHash, find_duplicates, FLAT, group_pairs, hash_file, Item, KINDS, LARGE_GROUP, list_items,
     MAX_PAIRS, near_pairs, perceptual_hash, same_bytes, similar_pairs, split_leaks,
     strictest_kinds, thin_groups, unit_rows, warn_of_skipped,
@@ -105,7 +106,7 @@ _all_ = [
     "resolve_presize", "Stats", "table_column", "warn_of_unused_bits", "blend_images",
     "draw_shares", "Mix", "mix_batch", "paste_rectangles", "draw_pet", "SHAPES", "Dataset",
     "DatasetMissing", "KAGGLE", "NAME_PATTERN", "Search", "check_thresholds", "close_pairs",
-    "content_digest", "duplicate_groups", "FileHash", "find_duplicates", "FLAT", "hash_file",
+    "describe_failure", "duplicate_groups", "FileHash", "find_duplicates", "FLAT", "hash_file",
     "Item", "KINDS", "byte_groups", "equal_groups", "group_pairs", "LARGE_GROUP", "similar_pairs",
     "thin_groups", "list_items", "MAX_PAIRS", "near_pairs", "perceptual_hash", "same_bytes",
     "split_leaks", "strictest_kinds", "unit_rows", "warn_of_skipped", "check_augment",

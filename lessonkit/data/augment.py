@@ -158,7 +158,7 @@ def change_lighting(
     return change(x, augment.max_lighting, augment.p_lighting, draws)
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.device)[:, None, None, None]
+    return values.to(x.device, non_blocking=x.is_cuda)[:, None, None, None]
 
 # %% ../../nbs/data/08_augment.ipynb #a06f9ae6
 def _logit_lighting(x: Tensor, most: float, p: float, draws: RandomDraws) -> Tensor:

@@ -304,7 +304,7 @@ def _bare_png(data: bytes) -> bytes:
             continue
         content = data[at + 4:end - 4]
         intact = zlib.crc32(content) == int.from_bytes(data[end - 4:end], "big")
-        if kind[:1].isupper() or kind in (b"tRNS", b"gAMA") and intact: kept.append(data[at:end])
+        if kind[:1].isupper() or kind == b"tRNS" and intact: kept.append(data[at:end])
         at = end
     return b"".join(kept)
 

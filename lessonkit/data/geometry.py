@@ -90,7 +90,7 @@ def warp_images(
     is_bytes = x.dtype == torch.uint8
     if is_bytes: x = x.to(torch.float32, memory_format=torch.contiguous_format)
     axis = (torch.arange(size, device=x.device, dtype=torch.float32) * 2 + 1) / size - 1
-    m = m.to(x.device, torch.float32)[..., None, None]
+    m = m.to(x.device, torch.float32, non_blocking=x.is_cuda)[..., None, None]
     def coordinate(i): return (m[:, i, 0] * axis + m[:, i, 2]) + m[:, i, 1] * axis[:, None]
     u, v, w = coordinate(0), coordinate(1), coordinate(2)
     grid = torch.stack([u / w, v / w], -1)

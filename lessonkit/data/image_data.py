@@ -118,7 +118,7 @@ def loader_settings(
     size: int, # side in pixels of what the model sees
     presize: int | None, # side of the squeezed image; None: 1.25 * size
     bs: int, # most images in a batch
-    threads: int | None, # that open images; None: one for each core, 8 at most
+    threads: int | None, # that open images; None: one for each core, 16 at most
     channels: int, # of the images
     fit: str, # "crop", "squish" or "pad"
     cache: str | None, # "memory" or None
@@ -126,7 +126,7 @@ def loader_settings(
 ) -> dict[str, Any]: # of a `Loader`
     "Settings as plain values. Raises a `ValueError` that names the one which can't be right."
     check_choices(fit=(fit, ("crop", "squish", "pad")), cache=(cache, (None, "memory")))
-    if threads is None: threads = min(8, os.cpu_count() or 1)
+    if threads is None: threads = min(16, os.cpu_count() or 1)
     return dict(size=whole_number("size", size), presize=resolve_presize(size, presize),
                 bs=whole_number("bs", bs), fit=fit, threads=whole_number("threads", threads),
                 cache=cache, channels=whole_number("channels", channels),
@@ -323,7 +323,7 @@ class _Built(_Sets):
         channels: int = 3, # 1 for gray, 4 for RGBA; others from .npy files (h,w,channels)
         pixel_range: tuple[float, float] | None = None, # become 0 and 255, as (0, 4095) for 12 bits
         stats: Stats | None = None, # None: the model's own
-        threads: int | None = None, # that open images; None: one for each core, 8 at most
+        threads: int | None = None, # that open images; None: one for each core, 16 at most
         cache: str | None = None, # "memory" keeps decoded images: worth it with a GPU
         check: str | None = "quick", # for unreadable files: "quick", "full" (decodes all) or None
     ) -> Self:

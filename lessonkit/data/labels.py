@@ -92,6 +92,15 @@ def _numbers(cells: Sequence, column: Any) -> list[float]:
                              f"{column!r} has {short_repr(cell)} in row {row}") from None
     return [float(cell) for cell in cells]
 
+def _check_uncertain(columns: Sequence, cells: Sequence[Sequence]):
+    "Raise a `ValueError` for zeros and ones with -1 among them: labels, or numbers?"
+    minus = {"-1", "-1.0"}
+    if any(str(v).lower() not in minus | _FLAGS.keys() for values in cells for v in values): return
+    name = next(c.name for c, values in zip(columns, cells) if minus & {*map(str, values)})
+    raise ValueError(f"column {name!r} holds -1 besides zeros and ones: if -1 means that a label "
+                     "is uncertain or unknown, make it 0 or 1, or leave those rows out; "
+                     "if the columns are numbers to predict, say kind='number'")
+
 def _names_of_ones(columns: Sequence, flags: Sequence[list[bool]]) -> list[list]:
     names = [column.name for column in columns]
     for name, flag in zip(names, flags):
@@ -103,6 +112,7 @@ def _labels_from_columns(columns: Sequence, kind: str | None) -> list:
     cells = [_filled_cells(column, "labels") for column in columns]
     flags = [_flags(column) for column in cells]
     if kind != "number" and None not in flags: return _names_of_ones(columns, flags)
+    if kind is None: _check_uncertain(columns, cells)
     if kind in (None, "number"):
         numbers = [_numbers(values, column.name) for values, column in zip(cells, columns)]
         return list(zip(*numbers))
@@ -145,6 +155,8 @@ def names_from_table(
     if not hasattr(df, "columns") or len(df):
         column = table_column(df, fn_col)
     else: raise ValueError(f"the table has no rows; its columns are {list(df.columns)}")
+    if not isinstance(suffix, str):
+        raise ValueError(f"suffix is text, such as '.jpg'; got {short_repr(suffix)}")
     cells = _filled_cells(column, "file names")
     floats = [cell for cell in cells if isinstance(cell, float)]
     if floats:

@@ -8,10 +8,11 @@ __all__ = ['Batch', 'even_batches', 'count_batches', 'balanced_order', 'open_ahe
 # %% ../../nbs/data/03_loader.ipynb #b6c0c227
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,28 @@ def balanced_order(
 
 # %% ../../nbs/data/03_loader.ipynb #8afaad57
 def open_ahead(
-    groups: Sequence[Sequence], # of items that are wanted together, in order
+    groups: Iterable[Iterable], # of items that are wanted together, in order
     open_item: Callable[[Any], Any], # opens one item
     threads: int = 2, # that open items
     ahead: int = 2, # groups to open while the caller works on the one before
 ) -> Iterator[list]: # what was opened, a list for each group
     "Open items in threads, a few groups ahead. Close the iterator to stop the threads."
     pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="lessonkit")
-    waiting, opening = deque(groups), deque()
+    waiting, opening = iter(groups), deque()
     try:
-        while waiting or opening:
-            while waiting and len(opening) <= ahead:
-                opening.append([pool.submit(open_item, item) for item in waiting.popleft()])
+        while True:
+            for group in islice(waiting, max(0, ahead + 1 - len(opening))):
+                opening.append([pool.submit(open_item, item) for item in group])
+            if not opening: return
             yield [result_of(future) for future in opening.popleft()]
     finally:
         with uninterrupted(): pool.shutdown(wait=False, cancel_futures=True)
+
+# %% ../../nbs/data/03_loader.ipynb #1f19f192
+def _empty_batch(n: int, side: int, channels: int, for_gpu: bool) -> Tensor:
+    "Room for the squeezed images of a batch: (n,side,side,channels) uint8."
+    pinned = for_gpu and torch.cuda.is_initialized()
+    return torch.empty(n, side, side, channels, dtype=torch.uint8, pin_memory=pinned)
 
 # %% ../../nbs/data/03_loader.ipynb #fc074d50
 @dataclass(frozen=True, eq=False)
@@ -153,11 +161,21 @@ class Loader:
         ahead: int = 2, # batches to open while the caller works; 0 leaves all cores to the caller
     ) -> Iterator[Batch]:
         "Yield the batches of an epoch. Close the iterator to stop its threads."
-        indices = self.index_batches(*key, start=start)
-        positions = [index.tolist() for index in indices]
-        with closing(open_ahead(positions, self.item, self.threads, ahead)) as opened:
-            for index, items in zip(indices, opened):
-                pixels, aspects = zip(*items)
-                x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        indices, begun = self.index_batches(*key, start=start), deque()
+        def places():
+            for index in indices:
+                x = _empty_batch(len(index), self.presize, self.channels, ahead > 0)
+                begun.append(x)
+                yield zip(x.numpy(), index.tolist())
+        with closing(open_ahead(places(), self._put, self.threads, ahead)) as opened:
+            for index, aspects in zip(indices, opened):
+                x = begun.popleft().permute(0, 3, 1, 2)
                 y = None if self.targets is None else self.targets[index]
                 yield Batch(x, y, torch.tensor(aspects), index)
+
+    def _put(self, place: tuple[np.ndarray, int]) -> float: # the aspect
+        "Open an image into its row of a batch."
+        row, i = place
+        pixels, aspect = self.item(i)
+        row[:] = pixels
+        return aspect

@@ -46,13 +46,20 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
         out[start:start + 2**20] = np.rint(part / (high - low)) if exact else part // (high - low)
     return out.reshape(values.shape)
 
+def _likely_range(low: float, high: float) -> tuple[float, float]:
+    "What black and white may be in images whose numbers go from `low` to `high`."
+    if low < 0 and high <= 255: return math.floor(low), max(1, math.ceil(high))
+    white = next((v for v in (255, 1023, 4095, 65535) if high <= v), high)
+    return min(0, math.floor(low)), white
+
 def _check_inside(values: np.ndarray, most: int, slack: float):
     "Raise a `ValueError` that suggests a range if numbers are outside 0 to `most`."
     if not values.size: return
     low, high = values.min().item(), values.max().item()
     if low >= -slack and high <= most + slack or math.isnan(low): return
-    ends = [0 if low >= 0 else math.floor(low) if math.isfinite(low) else low, high]
-    ends[1] = next((v for v in (255, 1023, 4095, 65535) if high <= v), high)
+    if math.isinf(low) or math.isinf(high):
+        raise ValueError("it contains inf: replace it (np.nan_to_num)")
+    ends = _likely_range(low, high)
     raise ValueError(f"its numbers ({values.dtype}) go from {low:g} to {high:g}, but without "
                      f"pixel_range 0 becomes black and {most} white: say which numbers should, "
                      f"such as pixel_range=({ends[0]:g}, {ends[1]:g})")

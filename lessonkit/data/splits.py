@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.checks import number, short_repr, whole_number
 from ..core.files import some_of
+from ..core.names import plain_scalar
 from ..core.task import is_missing
 
 # %% ../../nbs/data/06_splits.ipynb #c5eb20f0
@@ -35,6 +36,12 @@ def _stratified_split(labels: Sequence, size: int, seed: int) -> np.ndarray:
 def _is_unknown(group: Any) -> bool:
     return is_missing(group) or (isinstance(group, str) and not group.strip())
 
+def _group_name(group: Any) -> str:
+    "The same text for what is one group: 1, 1.0 and '1 '."
+    group = plain_scalar(group)
+    if isinstance(group, float) and group.is_integer(): group = int(group)
+    return str(group).strip()
+
 def number_groups(
     groups: Sequence, # one value for each image
     n: int, # how many images there are
@@ -50,7 +57,7 @@ def number_groups(
         raise ValueError(f"{len(unknown)} of {n} images have no group (positions "
                          f"{some_of(unknown)}): fill in what they belong to, or give each a group "
                          "of its own if you are sure that it shares nothing with the others")
-    numbers = np.unique([str(g) for g in groups], return_inverse=True)[1]
+    numbers = np.unique([_group_name(g) for g in groups], return_inverse=True)[1]
     if numbers.max() == 0:
         raise ValueError("all images are of the same group, so none could be kept for validation")
     return numbers
@@ -127,7 +134,8 @@ def _idx_array(valid_idx: Any) -> np.ndarray:
     is_array = hasattr(valid_idx, "dtype")
     values = valid_idx if is_array else list(valid_idx)
     if len(values) == 0: return np.zeros(0, np.int64)
-    array = np.asarray(values)
+    try: array = np.asarray(values)
+    except ValueError: _refuse_idx(valid_idx)  # lists of different lengths in it
     if array.ndim == 1 and (array.dtype == object or not is_array):
         types = {type(v) for v in values}
         bools = {t for t in types if issubclass(t, (bool, np.bool_))}
@@ -193,10 +201,11 @@ def valid_from_column(
     if blank := [i for i, word in enumerate(words) if not word]:
         raise ValueError(f"column {name!r} is blank in {len(blank)} of {len(words)} rows (first in "
                          f"row {blank[0]}): fill in True for validation and False for training")
-    wrong = dict.fromkeys(repr(v) for v, word in zip(values, words) if word not in VALID_WORDS)
+    wrong = [v for v, word in zip(values, words) if word not in VALID_WORDS]
     if wrong:
+        fold = values[0] if words[0][0] in "01" else wrong[0]
         raise ValueError(f"column {name!r} should be True or False, 1 or 0, yes or no, or valid or "
-                         f"train; got {some_of(wrong)}. For numbers of folds, give "
-                         "from_df the rows instead of the column: "
-                         f"valid_idx=df.index[df[{name!r}] == {values[0]!r}]")
+                         f"train; got {some_of(dict.fromkeys(map(repr, wrong)))}. For numbers of "
+                         "folds, give from_df the rows instead of the column: "
+                         f"valid_idx=df.index[df[{name!r}] == {fold!r}]")
     return np.array([VALID_WORDS[word] for word in words], bool)

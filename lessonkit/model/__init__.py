@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['Classifier', 'ConcatPool', 'create_head', 'Normalize', 'NORMS', 'check_hash', 'download_dir', 'find_weights_file',
-           'load_state', 'load_weights', 'torchvision_weights', 'weights_unavailable', 'WeightsUnavailable',
-           'adapt_channels', 'adapt_stats', 'body_groups', 'count_features', 'create_model', 'model_summary',
-           'PACKAGED', 'packaged_net', 'PACKAGED_STATS', 'remove_end', 'timm_body', 'torchvision_body',
+           'load_state', 'load_weights', 'timm_folders', 'torchvision_weights', 'weights_unavailable',
+           'WeightsUnavailable', 'adapt_channels', 'adapt_stats', 'body_groups', 'count_features', 'create_model',
+           'model_summary', 'PACKAGED', 'packaged_net', 'PACKAGED_STATS', 'remove_end', 'timm_body', 'torchvision_body',
            'adapt_own_channels', 'check_image_size', 'check_weights', 'find_entry', 'is_transformer', 'own_network',
            'Weights', 'block_groups', 'build_network', 'Call', 'copy_structure', 'count_dimensions', 'find_chain',
            'fitting_size', 'image_sizes', 'looks_untrained', 'make_body', 'registered_name', 'run_network',
-           'watch_calls', 'without_last']
+           'watch_calls', 'without_last', 'ASSETS', 'bundled_weights', 'not_bundled']
 
 # %% ../../nbs/model/99_model.ipynb #766d1a60
 from .classifier import Classifier, ConcatPool, create_head, Normalize, NORMS
 from lessonkit.model.weights import (
-    check_hash, download_dir, find_weights_file, load_state, load_weights, torchvision_weights,
-    weights_unavailable, WeightsUnavailable,
+    ASSETS, bundled_weights, check_hash, download_dir, find_weights_file, load_state, load_weights,
+    not_bundled, timm_folders, torchvision_weights, weights_unavailable, WeightsUnavailable,
 )
 from lessonkit.model.create import (
     adapt_channels, adapt_own_channels, adapt_stats, body_groups, check_image_size, check_weights,
@@ -32,12 +32,12 @@ from lessonkit.model.bodies import (
 # %% ../../nbs/model/99_model.ipynb #0baae645
 _all_ = [
     "Classifier", "ConcatPool", "create_head", "Normalize", "NORMS", "check_hash", "download_dir",
-    "find_weights_file", "load_state", "load_weights", "torchvision_weights",
+    "find_weights_file", "load_state", "load_weights", "timm_folders", "torchvision_weights",
     "weights_unavailable", "WeightsUnavailable", "adapt_channels", "adapt_stats", "body_groups",
     "count_features", "create_model", "model_summary", "PACKAGED", "packaged_net",
     "PACKAGED_STATS", "remove_end", "timm_body", "torchvision_body", "adapt_own_channels",
     "check_image_size", "check_weights", "find_entry", "is_transformer", "own_network", "Weights",
     "block_groups", "build_network", "Call", "copy_structure", "count_dimensions", "find_chain",
     "fitting_size", "image_sizes", "looks_untrained", "make_body", "registered_name",
-    "run_network", "watch_calls", "without_last",
+    "run_network", "watch_calls", "without_last", "ASSETS", "bundled_weights", "not_bundled",
 ]

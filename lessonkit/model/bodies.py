@@ -18,6 +18,7 @@ import torch
 from torch import nn, Tensor
 
 from ..core.checks import short_repr
+from ..core.interrupts import entered
 
 # %% ../../nbs/model/02_bodies.ipynb #d798dcb6
 def registered_name(
@@ -96,7 +97,7 @@ def run_network(
     x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     first = next(net.parameters(), x)
     x = x.to(first.device)
-    with torch.no_grad(): return x, net.eval()(x)
+    with entered(torch.no_grad()): return x, net.eval()(x)
 
 # %% ../../nbs/model/02_bodies.ipynb #3d3848e8
 def _reason(error: Exception) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn, Tensor
 
+from ..core.checks import short_repr
+from ..core.names import plain_scalar
 from ..core.rng import torch_lock
 from ..data.image_data import Stats
 
@@ -117,10 +119,11 @@ class Classifier(nn.Module):
     ) -> "Classifier": # itself
         "Freeze all groups before `n`. Raises `ValueError` if there is no such group."
         count, names = len(self.groups), ", ".join(name for name, _ in self.groups)
-        if not -count <= n < count:
+        place = plain_scalar(n)
+        if isinstance(place, bool) or not isinstance(place, int) or not -count <= place < count:
             raise ValueError(f"there are {count} groups ({names}): freeze_to takes {-count} to "
-                             f"{count - 1}; got {n}")
-        self.frozen = n % count
+                             f"{count - 1}; got {short_repr(n)}")
+        self.frozen = place % count
         for i, layer in self.group_layers():
             trained = i >= self.frozen or (self.train_bn and isinstance(layer, NORMS))
             for p in layer.parameters(recurse=False): p.requires_grad_(trained)

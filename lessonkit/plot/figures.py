@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ATTEMPTS', 'PLAIN_TEXT', 'DOTS', 'CORRECT_COLOR', 'INCORRECT_COLOR', 'TRAIN_COLOR', 'VALID_COLOR', 'LETTER_WIDTH',
            'compress', 'missing_letters', 'all_letters', 'NotebookFigure', 'new_figure', 'get_axes', 'describe',
-           'legend_below', 'plain_legend', 'legend_label', 'luminance', 'contrast', 'text_color_on', 'background_color',
-           'wrap_text', 'image_pixels', 'heatmap_colors', 'draw_image', 'grid_shape', 'show_images']
+           'legend_below', 'plain_legend', 'add_legend', 'legend_label', 'luminance', 'contrast', 'text_color_on',
+           'background_color', 'wrap_text', 'image_pixels', 'heatmap_colors', 'draw_image', 'grid_shape', 'show_images']
 
 # %% ../../nbs/plot/00_figures.ipynb #78522dc6
 import math
@@ -14,7 +14,7 @@ import re
 import textwrap
 import warnings
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from html import escape
@@ -31,9 +31,11 @@ from matplotlib.ticker import FixedFormatter
 from PIL import Image
 from torch import Tensor
 
+from ..core.checks import short_repr, whole_number
 from ..core.names import printable
-from ..data.images import blame_source, ImageReadError, open_image
-from ..results.preds import limit_count
+from ..data.images import blame_source, describe_failure, ImageReadError, open_image
+from ..data.pixels import check_pixel_range
+from ..results.predict import is_single_image, is_table
 
 # %% ../../nbs/plot/00_figures.ipynb #6e792531
 ATTEMPTS = [(quality, 1) for quality in (90, 82, 72, 60, 45, 30)] # quality, scale
@@ -235,6 +237,16 @@ def plain_legend(
     "Write the names in a legend as they are."
     for text in legend.get_texts(): text.set(**PLAIN_TEXT)
 
+def add_legend(
+    ax, # axes with labeled lines
+    own: bool, # is the figure the kit's own, with no other labeled lines in it?
+    ncols: int = 1, # names side by side, below
+    fontsize: float = 9, # inside
+):
+    "Name the lines: below the diagram if the figure is our own, else inside."
+    if own: legend_below(ax, ncols)
+    else: plain_legend(ax.legend(fontsize=fontsize, framealpha=.8))
+
 def legend_label(
     name: str, # of a line
 ) -> str:
@@ -297,28 +309,36 @@ def wrap_text(
     return "\n".join(part for line in text.split("\n") for part in wrapper.wrap(line))
 
 # %% ../../nbs/plot/00_figures.ipynb #b1d57811
-def _array_pixels(image: Tensor | np.ndarray) -> np.ndarray: # (h,w) or (h,w,3) uint8
-    "Of two channels the first, of many the first three."
+def _channels_first(pixels: np.ndarray, usual: bool) -> bool:
+    "Is it (k,h,w)? Only where one end alone can be channels, the other order than usual counts."
+    if pixels.ndim != 3: return False
+    first, last = (k in (1, 3, 4) for k in (pixels.shape[0], pixels.shape[2]))
+    return usual if first == last else first
+
+def _array_pixels(image: Tensor | np.ndarray, pixel_range: Any) -> np.ndarray: # (h,w) or (h,w,3)
+    "Of two channels the first, of many the first three; floats as bytes, unless a range is given."
     pixels = image.numpy(force=True) if isinstance(image, Tensor) else image
-    if isinstance(image, Tensor) and pixels.ndim == 3: pixels = pixels.transpose(1, 2, 0)
+    if _channels_first(pixels, usual=isinstance(image, Tensor)): pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 3 and pixels.shape[2] < 3: pixels = pixels[:, :, 0]
     if pixels.ndim == 3 and pixels.shape[2] > 3: pixels = np.ascontiguousarray(pixels[:, :, :3])
-    if pixels.dtype.kind != "f": return pixels
+    if pixels.dtype.kind != "f" or pixel_range is not None or not pixels.size: return pixels
     if not (pixels.min() >= -.01 and pixels.max() <= 1.01):
         raise ValueError(f"an image of floats lies in [0,1]; this one goes from {pixels.min():.2f} "
-                         f"to {pixels.max():.2f}: show it before it is normalized")
+                         f"to {pixels.max():.2f}: show it before it is normalized, or say with "
+                         "pixel_range which numbers are black and white")
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
 # %% ../../nbs/plot/00_figures.ipynb #f4ea3894
 def image_pixels(
     image: Any, # path, bytes, Pillow image, (h,w) or (h,w,k) array, (k,h,w) tensor; floats in [0,1]
     longest: int = 400, # pixels: a longer side is scaled down to this
+    pixel_range: tuple[float, float] | None = None, # numbers that become 0 and 255
 ) -> np.ndarray: # (h,w,3) uint8
     "The pixels of an image, as they are drawn. Raises `ImageReadError`, `OSError` or `ValueError`."
     if isinstance(image, (str, Path)) and str(image).lower().endswith(".npy"):
         with blame_source(image): image = np.load(image)
-    if isinstance(image, (Tensor, np.ndarray)): image = _array_pixels(image)
-    opened = open_image(image)[0].copy()
+    if isinstance(image, (Tensor, np.ndarray)): image = _array_pixels(image, pixel_range)
+    opened = open_image(image, pixel_range=pixel_range)[0].copy()
     opened.thumbnail((longest, longest))
     return np.asarray(opened)
 
@@ -343,9 +363,10 @@ def heatmap_colors(
 def _failure(source: Any, error: Exception) -> str:
     "Why an image can't be shown, without the names of folders."
     is_path = isinstance(source, (str, Path))
-    name = Path(source).name if is_path else f"the {type(source).__name__} given"
+    path = Path(source if is_path else f"the {type(source).__name__} given")
+    name = path.name
     if isinstance(error, FileNotFoundError): return f"{name}: there is no such file"
-    reason = str(error.__cause__ or error).replace(repr(str(source)), "").replace(str(source), name)
+    reason = describe_failure(error, path).replace(repr(name), "")
     return f"{name}: {re.sub('<_io[^>]*>', '', reason).strip(' :')}"
 
 # %% ../../nbs/plot/00_figures.ipynb #137cba62
@@ -353,11 +374,12 @@ def draw_image(
     ax, # matplotlib axes
     image: Any, # as for `image_pixels`
     heatmap: Any = None, # (h,w) in [0,1], to be laid over it
+    pixel_range: tuple[float, float] | None = None, # numbers that become black and white
 ) -> str: # why it can't be shown; "" if it can
     "Draw an image on its axes, or a gray tile that says why it can't be opened."
     ax.set_axis_off()
     ax.set_anchor("N")  # images of all shapes hang from one line, and their titles are aligned
-    try: pixels = image_pixels(image)
+    try: pixels = image_pixels(image, pixel_range=pixel_range)
     except (ImageReadError, OSError) as error:
         reason = printable(_failure(image, error))
         ax.imshow(np.full((4, 4, 3), 200, np.uint8))
@@ -374,7 +396,7 @@ def grid_shape(
     ncols: int | None = None, # images side by side; None: up to 5 in one row, else nearly a square
 ) -> tuple[int, int]: # rows, columns
     "Rows and columns of a grid. Raises `ValueError` for less than one column."
-    if ncols is not None: ncols = limit_count(ncols, n)
+    if ncols is not None: ncols = min(whole_number("ncols", ncols), n)
     else: ncols = n if n <= 5 else math.ceil(n ** .5)
     return math.ceil(n / ncols), ncols
 
@@ -393,6 +415,19 @@ def _describe_grid(n: int, titles: Sequence[str], suptitle: str | None, heatmaps
     return text
 
 # %% ../../nbs/plot/00_figures.ipynb #dcbd0eba
+def _list_of_images(images: Any) -> list:
+    "The images one by one. Raises `ValueError` for a single one, and for what is no list of them."
+    name = type(images).__name__
+    if is_single_image(images):
+        raise ValueError(f"this {name} is one image, and a list of images is wanted: put it into "
+                         "a list, [image] (list(images), if it is several gray ones)")
+    if is_table(images):
+        raise ValueError(f"a {name} is no list of images: choose its column of paths, such as "
+                         f"df[{str(list(images.columns)[0])!r}]")
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise ValueError(f"images is a list of images; got {short_repr(images)}")
+    return list(images)
+
 def show_images(
     images: Sequence, # paths, Pillow images, (h,w[,3]) arrays or (3,h,w) tensors; floats in [0,1]
     titles: Sequence[str] | None = None, # one for each image; may have several lines
@@ -402,16 +437,18 @@ def show_images(
     figsize: tuple[float, float] | None = None, # inches; None: `side` for each, and room for titles
     side: float = 2.2, # inches for each image
     heatmaps: Sequence | None = None, # (h,w) in [0,1] for each image, laid over all of it
+    pixel_range: tuple[float, float] | None = None, # numbers that become black and white
 ) -> NotebookFigure:
     "Draw images in a grid, row by row; a gray tile says why one can't be opened."
-    images = list(images)
+    pixel_range = check_pixel_range(pixel_range)
+    images = _list_of_images(images)
     n = len(images)
     if not n: raise ValueError("there are no images to show")
     for name, given in (("titles", titles), ("colors", colors), ("heat maps", heatmaps)):
         if given is not None and len(given) != n:
             raise ValueError(f"there are {n} images and {len(given)} {name}: give one for each")
     rows, ncols = grid_shape(n, ncols)
-    titles = [_printable_lines(t) for t in titles] if titles else []
+    titles = [] if titles is None else [_printable_lines(t) for t in titles]
     suptitle = suptitle and _printable_lines(suptitle)
     width = figsize[0] / ncols if figsize else side
     wrapped = [wrap_text(t, width) for t in titles]
@@ -425,9 +462,10 @@ def show_images(
     fig.photos = True
     for i, image in enumerate(images):
         ax = fig.add_subplot(rows, ncols, i + 1)
-        failure = draw_image(ax, image, None if heatmaps is None else heatmaps[i])
+        heatmap = None if heatmaps is None else heatmaps[i]
+        failure = draw_image(ax, image, heatmap, pixel_range)
         if failure: fig.alt += f". Image {i + 1} can't be shown: {failure}"
-        color = colors[i] if colors else None
+        color = None if colors is None else colors[i]
         if titles:
             ax.set_title(wrapped[i], fontsize=fontsize, pad=3,
                          color=color or mpl.rcParams["text.color"], **PLAIN_TEXT)

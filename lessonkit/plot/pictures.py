@@ -21,6 +21,7 @@ from ..data.augment import to_inputs
 from ..data.duplicates import LARGE_GROUP
 from ..data.image_data import ImageData
 from ..data.loader import Loader
+from ..data.pixels import check_pixel_range
 from lessonkit.plot.figures import (
     CORRECT_COLOR, draw_image, INCORRECT_COLOR, LETTER_WIDTH, new_figure, NotebookFigure,
     PLAIN_TEXT, show_images, wrap_text,
@@ -143,7 +144,9 @@ def plot_items(
     if callable(heatmaps): heatmaps = heatmaps(chosen_positions(idx, len(preds)).tolist())
     images = model_views(shown.paths, crop) if crop else shown.paths
     texts, colors = captions(shown, loss, second)
-    return show_images(images, texts, ncols, colors, title, figsize, _image_side(texts), heatmaps)
+    pixel_range = None if crop else preds.pixel_range
+    return show_images(images, texts, ncols, colors, title, figsize, _image_side(texts), heatmaps,
+                       pixel_range)
 
 # %% ../../nbs/plot/03_pictures.ipynb #0716d970
 def _heading(text: str, shown: Sequence, available: Sequence) -> str:
@@ -306,14 +309,14 @@ def _one_of_each_group(table: Any) -> Any: # pandas.DataFrame, with a column `co
     return table.assign(copies=copies).iloc[np.argsort(repeated, kind="stable")]
 
 # %% ../../nbs/plot/03_pictures.ipynb #3330c453
-def _draw_pair(part: Any, pair: Any, width: float) -> tuple[str, str]: # description, failures
-    "Draw a row of the table in a part of a figure; each image has `width` inches."
+def _draw_pair(part: Any, pair: Any, width: float, pixel_range: Any) -> tuple[str, str]:
+    "Draw a row of the table, images `width` inches wide; return a description, and what failed."
     part.suptitle(_similarity(pair), fontsize=13, **PLAIN_TEXT)
     names = [_image_name(pair.split_a, pair.label_a, pair.a),
              _image_name(pair.split_b, pair.label_b, pair.b)]
     failures = ""
     for ax, path, name in zip(part.subplots(1, 2), (pair.a, pair.b), names):
-        failure = draw_image(ax, path)
+        failure = draw_image(ax, path, pixel_range=pixel_range)
         if failure: failures += f". An image can't be shown: {failure}"
         ax.set_title(wrap_text(name, width), fontsize=11, pad=3, **PLAIN_TEXT)
     return f"{_similarity(pair)} ({' and '.join(names)})", failures
@@ -324,6 +327,7 @@ def plot_duplicates(
     k: int = 6, # how many pairs, at most
     ncols: int | None = None, # pairs side by side; None: 2
     figsize: tuple[float, float] | None = None, # inches; None: 4.6 by 3 for each pair
+    pixel_range: tuple[float, float] | None = None, # numbers that become black and white
 ) -> NotebookFigure:
     """Images that are the same, or nearly so, in pairs and in the order of the table.
 
@@ -338,7 +342,8 @@ def plot_duplicates(
     parts = fig.subfigures(rows, ncols, squeeze=False, wspace=.06).flat
     width = fig.get_figwidth() / ncols / 2
     pairs = _one_of_each_group(table).head(k).itertuples()
-    drawn = [_draw_pair(part, pair, width) for part, pair in zip(parts, pairs)]
+    pixel_range = check_pixel_range(pixel_range)
+    drawn = [_draw_pair(part, pair, width, pixel_range) for part, pair in zip(parts, pairs)]
     descriptions, failures = zip(*drawn)
     fig.alt = f"{k} of {len(table)} pairs of duplicates: {'; '.join(descriptions)}"
     fig.alt += "".join(failures)

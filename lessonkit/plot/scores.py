@@ -23,8 +23,8 @@ from matplotlib.patheffects import withStroke
 
 from ..core.names import shorten
 from lessonkit.plot.figures import (
-    all_letters, background_color, describe, get_axes, INCORRECT_COLOR, legend_below, legend_label,
-    LETTER_WIDTH, new_figure, plain_legend, PLAIN_TEXT, text_color_on, TRAIN_COLOR, VALID_COLOR,
+    add_legend, all_letters, background_color, describe, get_axes, INCORRECT_COLOR, legend_label,
+    LETTER_WIDTH, new_figure, PLAIN_TEXT, text_color_on, TRAIN_COLOR, VALID_COLOR,
 )
 from ..results.calibration import calibration_error, reliability, risk_coverage
 from ..results.preds import Preds, require_preds
@@ -305,11 +305,6 @@ def _cycle_color(i: int) -> str: return to_hex(f"C{i}")  # of the style in force
 
 def _prefix(name: str, text: str) -> str: return f"{shorten(name, 60)}: {text}" if name else text
 
-def _add_legend(ax, own: bool):
-    "Below the diagram if the figure is ours, else inside, where it covers least."
-    if own: legend_below(ax)
-    else: plain_legend(ax.legend(fontsize=8, framealpha=.8))
-
 # %% ../../nbs/plot/04_scores.ipynb #f6e1126c
 def plot_reliability(
     preds: Preds | dict[str, Preds], # single-label predictions with targets, or several by name
@@ -340,7 +335,7 @@ def plot_reliability(
     _label_reliability(ax, lowest)
     (below if own else ax).set_xlabel("confidence: how sure it says it is")
     if own: below.set_ylabel("images")
-    if len(named) > 1: _add_legend(ax, own)
+    if len(named) > 1: add_legend(ax, own, fontsize=8)
     else: ax.set_title(text, fontsize=10, **PLAIN_TEXT)
     describe(ax, "reliability diagram, confidence against share of right answers: "
                  f"{'; '.join(said)}", add=not own)
@@ -423,7 +418,7 @@ def _plot_thresholds(kind: ThresholdCurve, preds, positive, ax, figsize, caller:
     ax.set_xlabel(xlabel, **PLAIN_TEXT)
     ax.set_ylabel(ylabel, **PLAIN_TEXT)
     ax.grid(alpha=.25)
-    _add_legend(ax, own)
+    add_legend(ax, own, fontsize=8)
     describe(ax, f"{kind.name} curve of {_quoted(positive)}: {'; '.join(said)}", add=not own)
     return fig
 
@@ -491,7 +486,7 @@ def plot_risk_coverage(
         said.append(_prefix(name, f"{text}, {surest}, {len(p)} images"))
     ax.set(xlim=(0, 1.02), ylim=(-.03 * top, 1.05 * top), xlabel="coverage: share that is answered",
            ylabel="risk: error among the answered")
-    if len(named) > 1: _add_legend(ax, own)
+    if len(named) > 1: add_legend(ax, own, fontsize=8)
     else:
         ax.set_title(text, fontsize=10, **PLAIN_TEXT)
         _mark_thresholds(ax, table)

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from ..core.names import printable
 from lessonkit.plot.figures import (
-    describe, get_axes, legend_below, legend_label, LETTER_WIDTH, new_figure, NotebookFigure,
-    plain_legend, PLAIN_TEXT, TRAIN_COLOR, VALID_COLOR,
+    add_legend, describe, get_axes, legend_label, LETTER_WIDTH, new_figure, NotebookFigure,
+    PLAIN_TEXT, TRAIN_COLOR, VALID_COLOR,
 )
 from ..train.history import FitRecord, History
 from ..train.lr_finder import LRFind
@@ -147,7 +147,7 @@ def sample_schedule(
 def _plot_functions(schedules: dict[str, Schedule], epochs: int | None, ax, figsize) -> Figure:
     "Schedules by position in training, or by epoch."
     if not schedules: raise ValueError("plot_schedule: there are no schedules in this dict")
-    alone = len(schedules) == 1
+    alone, own = len(schedules) == 1, ax is None
     fig, ax = get_axes(ax, figsize or ((4, 2.6) if alone else (5, 3)))
     said = []
     for i, (name, schedule) in enumerate(schedules.items()):
@@ -160,15 +160,9 @@ def _plot_functions(schedules: dict[str, Schedule], epochs: int | None, ax, figs
     ax.set(xlabel=unit, ylabel="factor")
     if epochs: ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=.25)
-    if any(schedules): _add_legend(ax)
+    if any(schedules): add_legend(ax, own, ncols=4)
     describe(ax, f"by {unit}: {'; '.join(said)}")
     return fig
-
-# %% ../../nbs/plot/02_training.ipynb #3ec427e6
-def _add_legend(ax):
-    "Below the diagram if the figure is ours, else inside."
-    if isinstance(ax.figure, NotebookFigure): legend_below(ax, ncols=4)
-    else: plain_legend(ax.legend(fontsize=9, framealpha=.5))
 
 # %% ../../nbs/plot/02_training.ipynb #7c70dbd6
 def _rates_by_group(
@@ -218,13 +212,14 @@ def plot_schedule(
     if callable(source): return _plot_functions({"": source}, epochs, ax, figsize)
     fits = _require_fits(source, "plot_schedule", last)
     curves = _rates_by_group(fits, groups, names)
-    both = momentum and ax is None
-    if ax is None:
+    own = ax is None
+    both = momentum and own
+    if own:
         fig = new_figure(figsize or (8 if both else 4.5, 2.8))
         axes = fig.subplots(1, 1 + both, squeeze=False)[0]
     else: fig, axes = ax.figure, [ax]
     _draw_rates(axes[0], fits, curves)
-    if groups == "all": _add_legend(axes[0])
+    if groups == "all": add_legend(axes[0], own, ncols=4)
     if both:
         for fit, begin in zip(fits, _mark_steps(axes[1], fits)):
             axes[1].plot(begin + np.arange(len(fit.moms)), fit.moms, color=TRAIN_COLOR)

@@ -20,7 +20,7 @@ from ..core.interrupts import entered, restoring
 from ..core.rng import evaluating
 from ..data.augment import to_inputs
 from ..data.loader import Loader
-from ..train.engine import Engine, with_same_weights
+from ..train.engine import Engine, memory_advice, with_same_weights
 
 # %% ../../nbs/results/08_explain.ipynb #c1dfd96e
 def capture_activations(
@@ -126,7 +126,8 @@ def heat_maps(
                          "or one number for all")
     runs_once = len(eval_loader) <= 1
     def run(): return _maps_of_batches(model, eval_loader, engine, target, one_each, layer)
-    return run() if runs_once else with_same_weights(model, run)
+    with memory_advice(engine, loader):
+        return run() if runs_once else with_same_weights(model, run)
 
 # %% ../../nbs/results/08_explain.ipynb #7e13fea6
 def _maps_of_batches(model: nn.Module, loader: Loader, engine: Engine, target: Any, one_each: bool,

@@ -10,7 +10,7 @@ __all__ = ['TABLE_COLUMNS', 'lower_is_better', 'higher_is_better', 'metric_mode'
 # %% ../../nbs/results/03_metrics.ipynb #95c6dda8
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from itertools import count
 from types import FunctionType
@@ -251,7 +251,7 @@ def check_metrics(
     "A list of metrics. Raises `ValueError` for what can't be one, or not for this task."
     if metrics is None: return list(default_metrics(task))
     if callable(metrics) or isinstance(metrics, (str, bytes)): metrics = [metrics]
-    if isinstance(metrics, Mapping) or not isinstance(metrics, Iterable):
+    if isinstance(metrics, (Mapping, Set)) or not isinstance(metrics, Iterable):
         raise ValueError(f"metrics are a function of `Preds`, or a list; got {short_repr(metrics)}")
     metrics = list(metrics)
     for metric in metrics: _check_metric(metric, task)

@@ -47,7 +47,7 @@ def preds_from_logits(
         if paths: paths = tuple(paths[i] for i in index.tolist())
     losses = None if targets is None else task.losses(logits, targets)
     return Preds(task.probabilities(logits), targets, losses, paths, task, index, failed,
-                 failed_paths)
+                 failed_paths, loader.pixel_range)
 
 # %% ../../nbs/results/01_predict.ipynb #6ed1dc43
 def outputs_and_failures(

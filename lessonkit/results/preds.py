@@ -37,6 +37,7 @@ class Preds:
     index: Tensor | None = None # (n,) int64: positions of the rows in what was asked for; 0 to n-1
     failed: dict[int, str] = field(default_factory=dict) # other positions: why there is no row
     failed_paths: dict[int, Path] = field(default_factory=dict) # the same positions: the files
+    pixel_range: tuple[float, float] | None = None # numbers in the files that are black and white
 
     def __post_init__(self):
         n = len(self.probs)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.checks import whole_number
 from ..core.names import escape_name
 from .metrics import classification_arrays
 from .preds import Preds, require_preds
@@ -33,8 +34,7 @@ def most_confused(
 ) -> list[tuple[Any, Any, int]]: # (actual, predicted, how often); names as in the classes
     "The pairs of classes that are confused, the most frequent first. Raises `ValueError`."
     require_preds(preds, "most_confused", "single")
-    if min_val < 1:
-        raise ValueError(f"min_val is how often a pair must be confused, at least 1; got {min_val}")
+    min_val = whole_number("min_val", min_val)
     counts = confusion_matrix(preds)
     np.fill_diagonal(counts, 0)
     names = preds.classes

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn, Tensor
 
+from ..core.checks import number, whole_number
 from ..core.rng import seeded_rng
 from ..core.task import Task
 from ..data.augment import Augment, NO_AUGMENT, to_inputs
@@ -36,11 +37,19 @@ def mean_preds(
     weights: Sequence[float] | None = None, # how much each counts; None: all the same
 ) -> Preds: # their probabilities, averaged, and the losses of the average
     "Several predictions of the same items as one. Raises `ValueError` if items or classes differ."
+    parts = list(parts)
+    if not parts:
+        raise ValueError("there is nothing to average: give at least one set of predictions")
+    if weights is None: weights = [1] * len(parts)
+    weights = [number("weights", w, least=0) for w in weights]
+    if len(weights) != len(parts) or not sum(weights):
+        raise ValueError(f"weights has one number for each of {len(parts)} predictions, not all 0; "
+                         f"got {weights}")
     first = parts[0]
     def items(preds): return preds.paths, preds.index.tolist(), preds.classes
     if any(items(p) != items(first) for p in parts):
         raise ValueError("these predictions are not of the same items and classes")
-    share = torch.tensor([1.] * len(parts) if weights is None else list(weights))
+    share = torch.tensor(weights)
     probs = torch.einsum("p,pnc->nc", share / share.sum(), torch.stack([p.probs for p in parts]))
     if first.targets is None: return replace(first, probs=probs, losses=None)
     losses = first.task.losses(logits_of(probs, first.kind), first.targets)
@@ -54,10 +63,11 @@ def view_places(
     scale: float = 1.35, # magnification of the corners, at least 1
 ) -> tuple[View | None, ...]: # where each view looks; None: anywhere, at random
     "The places to look at. Raises `ValueError` if there is no such form, or nothing to vary."
+    scale = number("scale", scale, least=1)
     if form == "corners":
         return corner_views(scale, augment is not None and augment.mirrors)
     if form != "random": raise ValueError(f"form is 'random' or 'corners'; got {form!r}")
-    if n < 1: raise ValueError(f"n is how many random views there are, at least 1; got {n}")
+    n = whole_number("n (how many random views there are)", n)
     if augment in (None, NO_AUGMENT):
         raise ValueError("random views vary images as training did, and this training did not vary "
                          "them: take form='corners', or train with augmentation "
@@ -120,8 +130,7 @@ def tta_set(
     "Predictions for the fixed crop and several views of all items. Raises `ValueError`."
     views = tta_views(loader, augment, engine.device, form, n, scale, seed)
     if beta is None: beta = _FIXED_CROP_SHARE[form]
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta is the share of the fixed crop, between 0 and 1; got {beta}")
+    beta = number("beta (the share of the fixed crop)", beta, least=0, most=1)
     eval_loader = replace(loader, augment=None)
     def fixed_crop(batch, number): return to_inputs(batch, eval_loader, engine.device)
     logits, tolerant = outputs_and_failures(model, loader, engine, views=[fixed_crop, *views])

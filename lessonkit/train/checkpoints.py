@@ -19,11 +19,13 @@ from typing import Any, get_args, get_origin, get_type_hints, Union
 import torch
 from torch import Tensor
 
+from ..core.checks import whole_number
 from lessonkit.core.files import (
     as_path, CheckpointError, FORMAT, load_tensors, plain_metadata, save_tensors, warn_always,
 )
 from ..core.task import Task
 from ..data.image_data import ImageData, Stats
+from ..data.pixels import check_pixel_range
 from ..model.classifier import Classifier
 from .history import History
 from .plans import Plan, Progress
@@ -196,6 +198,8 @@ def load_checkpoint(
     weights = {name: v for name, v in tensors.items() if not name.startswith(own)}
     try:
         if wrong: raise ValueError(", ".join(wrong))
+        for name in ("size", "presize"): whole_number(name, metadata[name])
+        check_pixel_range(metadata.get("pixel_range"))
         Task(**metadata["task"])
         history = History(**metadata["history"])
         run = read_run(metadata["run"], tensors) if metadata["run"] else None
@@ -262,9 +266,12 @@ def check_weights(
 def saved_stats(
     found: Checkpoint, # that was read, with its model's own weights
 ) -> Stats:
-    "The pixel statistics that a saved model was made for."
+    "The pixel statistics that a saved model was made for. Raises `CheckpointError`."
     parts = (found.weights[f"normalize.{name}"].flatten().tolist() for name in ("mean", "std"))
-    return Stats(*map(tuple, parts))
+    try: return Stats(*map(tuple, parts))
+    except ValueError as e:
+        raise CheckpointError(f"the pixel statistics of the saved model make no sense ({e}): "
+                              "load an earlier one, or train again") from e
 
 def changed_inputs(
     metadata: dict, # of a checkpoint

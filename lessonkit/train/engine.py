@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'ViewFunc', 'pick_device', 'as_device', 'cpu_has_bf16', 'best_precision', 'pick_precision',
-           'EngineProtocol', 'trains_grouped_convs', 'Engine', 'with_same_weights', 'model_outputs',
-           'keep_freed_memory']
+           'EngineProtocol', 'trains_grouped_convs', 'Engine', 'with_same_weights', 'OutOfMemory', 'is_out_of_memory',
+           'free_cached_memory', 'memory_advice', 'model_outputs', 'keep_freed_memory']
 
 # %% ../../nbs/train/01_engine.ipynb #c1772735
+import gc
 import os
 import sys
 import warnings
@@ -20,9 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn, Tensor
 
-from ..core.checks import check_choices, short_repr
+from ..core.checks import check_choices, did_you_mean, short_repr
 from ..core.interrupts import entered
-from ..core.rng import evaluating, torch_lock
+from ..core.rng import evaluating, preserve_modes, torch_lock
 from ..data.augment import to_inputs
 from ..data.loader import Batch, Loader
 
@@ -121,6 +122,15 @@ def trains_grouped_convs(
     return any(m.groups > 1 and m.weight.requires_grad for m in convs)
 
 # %% ../../nbs/train/01_engine.ipynb #f1abd670
+def _check_compile(compile: Any):
+    if isinstance(compile, bool): return
+    if isinstance(compile, str):
+        backends = torch.compiler.list_backends(exclude_tags=())
+        if compile in backends: return
+        raise ValueError(f"compile: torch has no backend {compile!r}"
+                         f"{did_you_mean(compile, backends)}. True takes the usual one, 'inductor'")
+    raise ValueError(f"compile is True, False or the name of a backend; got {short_repr(compile)}")
+
 class Engine:
     "Forward, backward and step on one device, in one precision: a plain `EngineProtocol`."
     def __init__(self,
@@ -129,9 +139,7 @@ class Engine:
         compile: bool | str = False, # torch.compile the model? True, or the name of a backend
     ):
         self.device = as_device(device)
-        if not isinstance(compile, (bool, str)):
-            raise ValueError("compile is True, False or the name of a backend; "
-                             f"got {short_repr(compile)}")
+        _check_compile(compile)
         self.dtype = pick_precision(self.device, precision)
         self.auto = precision == "auto"
         self.compile = compile
@@ -157,7 +165,8 @@ class Engine:
         module: nn.Module, # moved in place
     ) -> nn.Module: # the same
         "Move a model to the device, in channels-last order, which convolutions like best."
-        return module.to(self.device, memory_format=torch.channels_last)
+        with preserve_modes():
+            return module.to(self.device, memory_format=torch.channels_last)
 
     def forward(self,
         model: Callable[[Tensor], Tensor], # a model, or a part of it
@@ -215,6 +224,67 @@ def _weight_versions(model: nn.Module) -> list[tuple[int, int]]:
     of_modules = [(m._parameters.values(), m._buffers.values()) for m in model.modules()]
     return [version for tensors in chain(*of_modules) for version in versions(tensors)]
 
+# %% ../../nbs/train/01_engine.ipynb #be546632
+class OutOfMemory(torch.OutOfMemoryError):
+    "There is not enough memory for a batch. The message says what to do."
+
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED",
+                 "unable to find an engine")  # the last is what cuDNN says
+
+def is_out_of_memory(
+    error: BaseException, # of any kind
+) -> bool:
+    "Is there too little memory, on a GPU or in the computer?"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)): return True
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return any(sign in said for sign in _MEMORY_SIGNS)
+
+def free_cached_memory(
+    device: torch.device, # a CPU keeps none
+):
+    "Give back the memory of a device that torch keeps for later."
+    if device.type == "cuda": torch.cuda.empty_cache()
+    elif device.type == "mps": torch.mps.empty_cache()
+
+# %% ../../nbs/train/01_engine.ipynb #d797cc62
+def _less_memory(engine: EngineProtocol, loader: Loader) -> str:
+    "What ran out, and how to need less."
+    n, where = min(loader.bs, loader.n), str(engine.device)
+    ways = [f"bs={n // 2} where you make the data"] if n > 1 else []
+    ways.append(f"smaller images than size={loader.size}")
+    if engine.precision == "fp32" and engine.device.type == "cuda":
+        ways.append("precision='auto' of the Learner, which computes in 16 bits")
+    return (f"the memory of {where!r} is too small for a batch of {n} at {loader.size} pixels, "
+            f"bs={loader.bs}, in {engine.precision}. Take {'; or '.join(ways)}. End other "
+            "notebooks that use the same memory.")
+
+def _first_line(error: BaseException) -> str:
+    "What was said about it, without the settings that it recommends to programmers."
+    said = str(error).partition("\n")[0].partition(" GPU ")[0]
+    return f"({said or type(error).__name__})"
+
+# %% ../../nbs/train/01_engine.ipynb #238c90a8
+class memory_advice:
+    "A context: memory that runs out inside is given back, and `OutOfMemory` says what to do."
+    def __init__(self,
+        engine: EngineProtocol, # which computes inside
+        loader: Loader, # whose batches it computes with
+        more: str = "", # further advice: a sentence
+    ):
+        self.engine, self.loader, self.more = engine, loader, more
+
+    def __enter__(self): return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any):
+        if error is None or isinstance(error, OutOfMemory) or not is_out_of_memory(error): return
+        del trace
+        error.__traceback__ = None  # one that is kept would keep all local variables
+        gc.collect()
+        free_cached_memory(self.engine.device)
+        advice = _less_memory(self.engine, self.loader)
+        parts = filter(None, (advice, self.more, _first_line(error)))
+        raise OutOfMemory(" ".join(parts)) from error
+
 # %% ../../nbs/train/01_engine.ipynb #12c6fc06
 ViewFunc = Callable[[Batch, int], Tensor]  # makes inputs from a batch and its number
 
@@ -231,7 +301,8 @@ def model_outputs(
     views_of_each = views or [center_crop]
     def run(): return _run_batches(model, eval_loader, engine, part or model, views_of_each)
     runs_once = len(eval_loader) * len(views_of_each) == 1
-    outputs = run() if runs_once else with_same_weights(model, run)
+    with memory_advice(engine, loader):
+        outputs = run() if runs_once else with_same_weights(model, run)
     return outputs if views else outputs[0]
 
 # %% ../../nbs/train/01_engine.ipynb #64c65205
@@ -239,7 +310,7 @@ def _run_batches(model: nn.Module, loader: Loader, engine: EngineProtocol, part:
                  views: Sequence[ViewFunc]) -> Tensor: # (views,n,...)
     outputs = []
     opened = closing(loader.batches(ahead=engine.ahead))
-    with entered(torch.inference_mode(), opened) as batches:
+    with entered(preserve_modes(), torch.inference_mode(), opened) as batches:
         for number, batch in enumerate(batches):
             batch, of_views = replace(batch, x=batch.x.to(engine.device, non_blocking=True)), []
             for view in views:

@@ -117,8 +117,8 @@ def noise_features(
     return model_outputs(model, inputs, engine, model.features)
 
 # %% ../../nbs/train/05_features.ipynb #e0cea0f5
-FEATURE_SOURCES = ("core.checks", "core.interrupts", "core.rng", "data.formats", "data.pixels",
-                   "data.images", "data.loader", "data.geometry", "data.augment",
+FEATURE_SOURCES = ("core.names", "core.checks", "core.interrupts", "core.rng", "data.formats",
+                   "data.pixels", "data.images", "data.loader", "data.geometry", "data.augment",
                    "model.classifier", "model.weights", "model.create",
                    "train.engine", "train.features")
 

@@ -8,6 +8,7 @@ __all__ = ['LossFunc', 'MixFunc', 'Phase', 'make_optimizer', 'set_rates', 'backw
 
 # %% ../../nbs/train/02_loop.ipynb #629a4b7c
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 
@@ -95,7 +96,7 @@ def backward_batch(
 ) -> Tensor: # its part of the step's mean loss, a single number
     "Add the gradients of one batch."
     x = to_inputs(batch, loader, engine.device, seeded_rng(*key, "augment"))
-    y = batch.y.to(engine.device)
+    y = batch.y.to(engine.device, non_blocking=x.is_cuda)
     if mix: x, y = mix(x, y, seeded_rng(*key, "mix"))
     with seeded_torch(*key, "dropout", device=engine.device):
         loss = loss_func(engine.forward(model, x), y).sum() / n
@@ -151,6 +152,20 @@ def _nothing_readable(loader: Loader) -> str:
     return (f"there is nothing to train on: {len(failed)} of {loader.n} images can't be read "
             f"({some_of(failed.values(), 3)})")
 
+# %% ../../nbs/train/02_loop.ipynb #718cf9db
+def _ready_batch(batch: Batch, loader: Loader, engine: EngineProtocol, key: tuple) -> Batch:
+    "The same batch as inputs on the device, which `to_inputs` leaves as they are."
+    x = to_inputs(batch, loader, engine.device, seeded_rng(*key, "augment"))
+    y = batch.y.to(engine.device, non_blocking=x.is_cuda)
+    return Batch(x, y, None, batch.index)
+
+def _done_early(make: Callable, *args) -> Future:
+    "What `make` returns or raises, to be asked for later."
+    done = Future()
+    try: done.set_result(make(*args))
+    except Exception as e: done.set_exception(e)
+    return done
+
 # %% ../../nbs/train/02_loop.ipynb #f1f836cb
 def train_steps(
     model: nn.Module, # called with what `to_inputs` makes of the loader's batches
@@ -171,15 +186,20 @@ def train_steps(
     "Train for a phase, step by step. Close it: `with closing(train_steps(...)) as steps`."
     per_epoch = -(-len(loader) // accumulate)  # rounded up
     total, moved = phase.epochs * per_epoch, start - skipped
-    least = smallest_batch(model, loader)
+    least, early = smallest_batch(model, loader), engine.ahead > 0 and accumulate == 1
     for epoch in range(start // per_epoch, phase.epochs):
         begin, end = epoch * per_epoch, (epoch + 1) * per_epoch
         first, seen = max(start, begin), 0
         batches = loader.batches(seed, fit, epoch, start=(first - begin) * accumulate,
                                  ahead=engine.ahead)
+        def fetch(index):
+            found = readable_batches(islice(batches, accumulate), loader, least)
+            if not early: return found
+            return [_ready_batch(b, loader, engine, (seed, fit, index, 0)) for b in found]
+        following = None  # batches of the next step, if they are made early
         try:
             for index in range(first, end):
-                of_step = readable_batches(islice(batches, accumulate), loader, least)
+                of_step = following.result() if following else fetch(index)
                 sizes = tuple(len(batch.index) for batch in of_step)
                 seen += sum(sizes)
                 if index + 1 == end and first == begin and not seen:
@@ -193,6 +213,8 @@ def train_steps(
                                                (seed, fit, index, k), sum(sizes), mix)
                     stepped = bool(of_step) and engine.step(optimizer, clip)
                 moved += stepped
+                makes_next = early and index + 1 < end
+                following = _done_early(fetch, index + 1) if makes_next else None
                 yield Step(index, total, epoch, index + 1 == end, float(loss), sizes,
                            rates, momentum, skipped=not stepped)
         finally: batches.close()

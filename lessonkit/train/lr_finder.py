@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 
+from ..core.checks import switch, whole_number
 from ..core.files import some_of, warn_always
 from ..core.interrupts import restoring
-from ..core.rng import torch_lock
+from ..core.rng import preserve_modes, torch_lock
 from ..data.images import describe_unreadable
 from ..data.loader import Loader
-from .engine import Engine
+from .engine import Engine, memory_advice
 from .history import FitRecord
 from .loop import make_optimizer, Phase, Step, train_steps
 from .schedules import group_rates, Piece, Schedule
@@ -77,11 +78,12 @@ def preserve_state(
     model: nn.Module, # to be trained inside
 ) -> restoring: # a context
     "Train `model` inside. Afterwards it is as before, and so is every global random generator."
-    held, gradients_on = ExitStack(), torch.is_grad_enabled()
+    held, modes = ExitStack(), ExitStack()
     def restore():
+        modes.close()
         with torch_lock, torch.no_grad(): held.close()
-        torch.set_grad_enabled(gradients_on)  # the optimizer turns them off, and Ctrl-C may come
     def change():
+        modes.enter_context(preserve_modes())
         with torch_lock:
             _keep_random_state(held, {p.device for p in model.parameters() if p.is_cuda})
             _keep_model(held, model)
@@ -200,8 +202,8 @@ def run_lr_finder(
     if not start[-1] < end_lr < math.inf:
         raise ValueError("the rates grow from start_lr to end_lr; "
                          f"got {start[-1]:g} and {end_lr:g}")
-    if not (isinstance(num_it, int) and num_it >= 1):
-        raise ValueError(f"num_it is a number of steps, at least 1; got {num_it!r}")
+    num_it = whole_number("num_it", num_it)
+    linear, stop_div = switch("linear", linear), switch("stop_div", stop_div)
     trained = [[p for p in ps if p.requires_grad] for ps in groups]
     if not any(trained):
         raise ValueError("every layer group is frozen, so no learning rate makes a difference: "
@@ -210,7 +212,7 @@ def run_lr_finder(
     n, n_steps = len(loader), min(num_it, 10 * len(loader))
     phase = lr_find_phase(start, end_lr, n_steps, n, linear)
     record = FitRecord(phase.name)
-    with preserve_state(model):
+    with memory_advice(engine, loader), preserve_state(model):
         steps = train_steps(model, loader, phase, make_optimizer(trained, optimizer, wd), loss_func,
                             engine.for_training(model), seed=seed, mix=mix)
         with closing(steps):

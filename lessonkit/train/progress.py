@@ -6,13 +6,12 @@
 __all__ = ['format_time', 'format_row', 'align_row', 'table_html', 'ProgressTable']
 
 # %% ../../nbs/train/04_progress.ipynb #424b387c
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from ..core.progress import in_notebook
+from ..core.progress import in_notebook, rewrite_line
 from .loop import Step
 
 # %% ../../nbs/train/04_progress.ipynb #e106541d
@@ -86,7 +85,7 @@ class ProgressTable:
         if not self.show or now - self._updated < self.every: return
         self._updated = now
         if self.notebook: self._draw(f"<progress value='{done}' max='{total}'></progress> {line}")
-        elif sys.stdout.isatty(): print(f"\r\033[K{line}", end="", flush=True)
+        else: rewrite_line(line)
 
     def row(self,
         row: dict[str, Any], # of an epoch that is over; `time` is in seconds
@@ -95,17 +94,14 @@ class ProgressTable:
         self.rows.append(format_row(row))
         if not self.show: return
         if self.notebook: return self._draw()
-        self._clear_line()
+        rewrite_line("")
         if len(self.rows) == 1: print(align_row(row, row))
         print(align_row(self.rows[-1].values(), row), flush=True)
 
     def close(self):
         "Remove the progress line."
         if self.notebook and self._display: self._draw()
-        elif self.show and not self.notebook and self._updated: self._clear_line()
-
-    def _clear_line(self):
-        if sys.stdout.isatty(): print("\r\033[K", end="", flush=True)
+        elif self.show and not self.notebook and self._updated: rewrite_line("")
 
     def _draw(self, footer: str = ""):
         from IPython.display import HTML, display

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from ..core.files import some_of, warn_always
-from ..core.interrupts import interrupt_flag, interruptible, restoring, uninterrupted
-from ..core.rng import torch_lock
+from ..core.interrupts import interrupt_flag, interruptible, uninterrupted
+from ..core.rng import preserve_modes, torch_lock
 from ..data.image_data import ImageData
 from ..data.images import describe_unreadable
-from .engine import Engine
+from .engine import Engine, is_out_of_memory, memory_advice
 from .history import FitRecord, History
 from .loop import Step, train_steps
 from .plans import Plan, Progress
@@ -201,6 +201,9 @@ def note_small_batches(
     if record.note(text): trainer.say(text)
 
 # %% ../../nbs/train/09_run.ipynb #def7b4f6
+_SMALLER_BATCHES = ("With half the batch, accumulate=2 in a fit adds up the gradients of two, so "
+                    "that its steps are as before.")
+
 class Run:
     "A plan being carried out, and all that it takes to resume it."
     def __init__(self,
@@ -248,9 +251,8 @@ class Run:
         save: Callable[[str, bool], Any], # given a name, and whether the run is to be saved, too
     ):
         "Carry out what is left of the plan. Warns of images that could not be read."
-        gradients_on = torch.is_grad_enabled()
-        def restore(): torch.set_grad_enabled(gradients_on)  # Ctrl-C in a step may leave them off
-        with interrupt_flag() as flag, restoring(restore):
+        advice = memory_advice(trainer.engine, trainer.data.train, _SMALLER_BATCHES)
+        with interrupt_flag() as flag, preserve_modes(), advice:
             try: self._train_phases(trainer, history, evaluate, save, flag)
             finally: self.unreadable.report(trainer.data, history)
 
@@ -321,10 +323,17 @@ class Run:
         try:
             return run_phase(steps, record, table, lambda: evaluate(model, data), flag,
                              after_epoch=after_epoch, after_step=after_step)
-        except KeyboardInterrupt:
-            if record.unscored is None: self.broken = True
+        except (KeyboardInterrupt, RuntimeError, MemoryError) as e:
+            self._break_off(e, record, optimizer)
             raise
         finally: table.close()
+
+    def _break_off(self, error: BaseException, record: FitRecord, optimizer: Any):
+        "Note if a step was half done: averages of batch normalization may have changed."
+        too_large = is_out_of_memory(error)
+        half_done = record.unscored is None
+        if half_done and (too_large or isinstance(error, KeyboardInterrupt)): self.broken = True
+        if too_large: optimizer.zero_grad(set_to_none=True)  # gradients take memory
 
     def _watch(self, row: dict, trainer: Trainer, record: FitRecord) -> bool: # is it enough?
         "Keep the weights of the best epoch; say so when patience has run out."
