@@ -499,13 +499,24 @@ def test_all_labels_tell_the_kind(flat, labels, kind):
 
 @pytest.mark.parametrize("labels", [
     [(i % 5, i % 7) for i in range(20)], np.array([(i % 5, i % 7) for i in range(20)]),
-    torch.tensor([(1, 0), (0, 1)] * 10), [[1, 1], [0, 1]] * 10, [[True, True], [False, True]] * 10,
+    torch.tensor([(1, 0), (0, 1)] * 10), [[1, 1], [2, 1]] * 10,
 ])
 def test_whole_numbers_in_rows_have_to_be_explained(flat, labels):
     with pytest.raises(ValueError, match="kind='number' or kind='multi'"): made(flat, labels)
     points = made(flat, labels, kind="number")
     assert (points.kind, points.c) == ("number", 2)
     assert made(flat, labels, kind="multi").kind == "multi"
+
+
+@pytest.mark.parametrize("rows", [
+    [[1, 1], [0, 1]] * 10, [[True, True], [False, True]] * 10, np.eye(4)[[0, 1, 2, 3] * 5],
+    np.eye(4, dtype=int)[[0, 1, 2, 3] * 5], torch.eye(3).bool()[[0, 1] * 10],
+])
+def test_rows_of_zeros_and_ones_are_no_names_of_labels(flat, rows):
+    with pytest.raises(ValueError, match="zeros and ones, one for each label.*flatnonzero"):
+        made(flat, rows, kind="multi")
+    named = made(flat, [np.flatnonzero(row) for row in rows], kind="multi")
+    assert named.valid.targets.sum(1).min() > 0
 
 
 def test_what_the_call_says_counts(flat):
