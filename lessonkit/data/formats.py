@@ -18,7 +18,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -200,6 +200,15 @@ class MemoryBudget:
     ):
         self.limit, self.used = limit, 0
         self.changed = threading.Condition()
+        self.share, self.turn = limit, nullcontext()
+
+    def divide(self,
+        lock: AbstractContextManager, # the same in all processes
+        count: int, # of processes
+    ):
+        "Called in a forked process: from now on, it is one of several that share the limit."
+        self.used, self.changed = 0, threading.Condition()  # another thread may have held it
+        self.share, self.turn = self.limit / (2 * count), lock
 
     @contextmanager
     def reserve(self,
@@ -212,14 +221,15 @@ class MemoryBudget:
                 f"decoding it{shape} takes about {needed / 2**30:.2f} GB, more than the limit of "
                 f"{self.limit / 2**30:.2f} GB: make the image smaller, or, if you trust your files "
                 f"and have the memory, call limit_decoding({math.ceil(needed / 2**30)})")
-        with self.changed:
-            while self.used and self.used + needed > self.limit: self.changed.wait()
-            self.used += needed
-        try: yield
-        finally:
+        with self.turn if needed > self.share else nullcontext():
             with self.changed:
-                self.used -= needed
-                self.changed.notify_all()
+                while self.used and self.used + needed > self.limit: self.changed.wait()
+                self.used += needed
+            try: yield
+            finally:
+                with self.changed:
+                    self.used -= needed
+                    self.changed.notify_all()
 
 DECODING = MemoryBudget(2**30)
 

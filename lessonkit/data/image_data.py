@@ -119,6 +119,7 @@ def loader_settings(
     presize: int | None, # side of the squeezed image; None: 1.25 * size
     bs: int, # most images in a batch
     threads: int | None, # that open images; None: one for each core, 16 at most
+    workers: int | None, # processes that do it next to a GPU; None: one for each core, 16 at most
     channels: int, # of the images
     fit: str, # "crop", "squish" or "pad"
     cache: str | None, # "memory" or None
@@ -127,9 +128,10 @@ def loader_settings(
     "Settings as plain values. Raises a `ValueError` that names the one which can't be right."
     check_choices(fit=(fit, ("crop", "squish", "pad")), cache=(cache, (None, "memory")))
     if threads is None: threads = min(16, os.cpu_count() or 1)
+    if workers is not None: workers = whole_number("workers", workers, least=0)
     return dict(size=whole_number("size", size), presize=resolve_presize(size, presize),
                 bs=whole_number("bs", bs), fit=fit, threads=whole_number("threads", threads),
-                cache=cache, channels=whole_number("channels", channels),
+                workers=workers, cache=cache, channels=whole_number("channels", channels),
                 pixel_range=check_pixel_range(pixel_range))
 
 # %% ../../nbs/data/10_image_data.ipynb #f8fa951b
@@ -187,6 +189,7 @@ class DataOptions(TypedDict, total=False):
     pixel_range: tuple[float, float] | None
     stats: Stats | None
     threads: int | None
+    workers: int | None
     cache: str | None
     check: str | None
 
@@ -324,12 +327,14 @@ class _Built(_Sets):
         pixel_range: tuple[float, float] | None = None, # become 0 and 255, as (0, 4095) for 12 bits
         stats: Stats | None = None, # None: the model's own
         threads: int | None = None, # that open images; None: one for each core, 16 at most
+        workers: int | None = None, # processes that do it next to a GPU; 0: threads do it there too
         cache: str | None = None, # "memory" keeps decoded images: worth it with a GPU
         check: str | None = "quick", # for unreadable files: "quick", "full" (decodes all) or None
     ) -> Self:
         "From lists of files and labels: what all factories come down to. Raises `ValueError`."
         path, classes = as_path(path), check_class_names(classes)
-        common = loader_settings(size, presize, bs, threads, channels, fit, cache, pixel_range)
+        common = loader_settings(size, presize, bs, threads, workers, channels, fit, cache,
+                                 pixel_range)
         check_choices(check=(check, (None, "quick", "full")),
                       sampling=(sampling, ("even", "balanced")))
         check_split(valid_pct, split, seed)

@@ -7,8 +7,9 @@ __all__ = ['Batch', 'even_batches', 'count_batches', 'balanced_order', 'open_ahe
 
 # %% ../../nbs/data/03_loader.ipynb #b6c0c227
 import math
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -18,10 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageFile
 from torch import Tensor
 
+from ..core.files import warn_always
 from ..core.interrupts import result_of, uninterrupted
+from ..core.processes import usable_cores
 from ..core.rng import seeded_rng
+from ..core.workers import can_fork, portable_error, WorkerError, WorkerPool, Workers
+from .formats import DECODING, FORMATS
 from .images import ImageReadError, open_pixels
 
 # %% ../../nbs/data/03_loader.ipynb #0a57cb53
@@ -85,6 +91,93 @@ def _empty_batch(n: int, side: int, channels: int, for_gpu: bool) -> Tensor:
     pinned = for_gpu and torch.cuda.is_initialized()
     return torch.empty(n, side, side, channels, dtype=torch.uint8, pin_memory=pinned)
 
+# %% ../../nbs/data/03_loader.ipynb #1600903b
+_PART = 8  # images in a task
+
+def _open_part(room: memoryview, task: tuple) -> tuple[list[float], dict[int, Exception]]:
+    "In a worker: write images into the room. Returns aspects, and errors by their row."
+    names, side, channels, pixel_range = task
+    rows, errors = _as_rows(room, len(names), side, channels), {}
+    aspects = [1.] * len(names)
+    for row, name in enumerate(names):
+        try: rows[row], aspects[row] = open_pixels(Path(name), side, channels, pixel_range)
+        except Exception as e: rows[row], errors[row] = 0, portable_error(e)
+    return aspects, errors
+
+def _as_rows(room: memoryview, n: int, side: int, channels: int) -> np.ndarray:
+    flat = np.frombuffer(room, np.uint8, n * side * side * channels)
+    return flat.reshape(n, side, side, channels)
+
+_POOL = WorkerPool(_open_part, DECODING.divide)
+
+def _known_to_workers() -> tuple:
+    "What changes how a file is opened."
+    return (os.getcwd(), repr(FORMATS), DECODING.limit, len(Image.OPEN), Image.MAX_IMAGE_PIXELS,
+            ImageFile.LOAD_TRUNCATED_IMAGES)
+
+
+# %% ../../nbs/data/03_loader.ipynb #58de065f
+_WORTH = 4  # batches that are worth starting workers
+
+def _count_workers(
+    wanted: int | None, # at most so many; None: as many as are useful
+    paths: Sequence, # of the images
+) -> int: # 0: threads do it
+    "How many processes are to open images."
+    if wanted == 0 or not can_fork(): return 0
+    cores, plain = usable_cores(), type(Path())
+    if wanted is None and (cores == 1 or not torch.cuda.is_initialized()): return 0
+    if any(type(path) is not plain for path in paths): return 0
+    return min(cores, 16 if wanted is None else wanted)
+
+
+# %% ../../nbs/data/03_loader.ipynb #2a2e7c01
+class _Collected:
+    "Batches of a loader whose images come from workers. Fill them in order, in one thread."
+    def __init__(self, loader: "Loader", indices: list[Tensor], workers: Workers):
+        self.loader = loader
+        self.indices = [index.tolist() for index in indices]
+        self.wanted = [self._rows_wanted(index) for index in self.indices]
+        self.results = workers.results(self._tasks())
+
+    def _rows_wanted(self, index: list[int]) -> Sequence[int]:
+        kept = self.loader._kept
+        if not kept: return range(len(index))
+        return [row for row, i in enumerate(index) if i not in kept]
+
+    def _tasks(self) -> Iterator[tuple]:
+        "In the order in which they are filled: the files of each part, and how to open them."
+        loader = self.loader
+        settings = loader.presize, loader.channels, loader.pixel_range
+        for index, rows in zip(self.indices, self.wanted):
+            for part in _in_parts(rows):
+                yield [os.fspath(loader.paths[index[row]]) for row in part], *settings
+
+    def fill(self, place: tuple[np.ndarray, int]) -> list[float]: # the aspects
+        "Put the images of a batch into their rows; a place is an empty batch and its number."
+        x, number = place
+        index, rows, aspects = self.indices[number], self.wanted[number], [1.] * len(x)
+        for row in set(range(len(index))).difference(rows):
+            x[row], aspects[row] = self.loader._kept[index[row]]
+        for part in _in_parts(rows):
+            (found, errors), room = next(self.results)
+            opened = _as_rows(room, len(part), *x.shape[2:])
+            x[_as_slice(part)] = opened
+            for k, row in enumerate(part):
+                aspects[row] = found[k]
+                if k in errors: self.loader._note(index[row], errors[k])
+                else: self.loader._keep(index[row], x[row], found[k])
+        return aspects
+
+def _in_parts(rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    for begin in range(0, len(rows), _PART): yield rows[begin:begin + _PART]
+
+def _as_slice(rows: Sequence[int]) -> slice | list[int]:
+    "Rows in a row are copied several times as fast as others."
+    if rows[-1] - rows[0] + 1 == len(rows): return slice(rows[0], rows[-1] + 1)
+    return list(rows)
+
+
 # %% ../../nbs/data/03_loader.ipynb #fc074d50
 @dataclass(frozen=True, eq=False)
 class Loader:
@@ -99,6 +192,7 @@ class Loader:
     augment: Any = None # an `augment.Augment`; None: a fixed center crop
     fit: str = "crop" # how an image becomes a square: "crop", "squish" or "pad"
     threads: int = 2 # that open images
+    workers: int | None = None # processes that do it instead; None: on a GPU, a core each; 0: none
     cache: str | None = None # "memory" or None
     channels: int = 3 # of the images
     pixel_range: tuple[float, float] | None = None # become 0 and 255; None: see `data.pixels`
@@ -149,11 +243,19 @@ class Loader:
         if i in self._kept: return self._kept[i]
         try: item = open_pixels(self.paths[i], self.presize, self.channels, self.pixel_range)
         except (ImageReadError, OSError) as e:
-            if self.failed is None: raise
-            self.failed[i] = str(e)
+            self._note(i, e)
             return np.zeros((self.presize, self.presize, self.channels), np.uint8), 1.
         if self.cache == "memory": self._kept[i] = item
         return item
+
+    def _note(self, i: int, error: Exception):
+        "Note that an image can't be read, or raise."
+        if self.failed is None or not isinstance(error, (ImageReadError, OSError)): raise error
+        self.failed[i] = str(error)
+
+    def _keep(self, i: int, pixels: np.ndarray, aspect: float):
+        "Keep a copy of an opened image, if it is wanted."
+        if self.cache == "memory": self._kept[i] = pixels.copy(), aspect
 
     def batches(self,
         *key: int | str, # names the epoch
@@ -162,16 +264,48 @@ class Loader:
     ) -> Iterator[Batch]:
         "Yield the batches of an epoch. Close the iterator to stop its threads."
         indices, begun = self.index_batches(*key, start=start), deque()
-        def places():
+        def rooms():
             for index in indices:
                 x = _empty_batch(len(index), self.presize, self.channels, ahead > 0)
                 begun.append(x)
-                yield zip(x.numpy(), index.tolist())
-        with closing(open_ahead(places(), self._put, self.threads, ahead)) as opened:
+                yield x.numpy()
+        with closing(self._opened(indices, rooms(), ahead)) as opened:
             for index, aspects in zip(indices, opened):
                 x = begun.popleft().permute(0, 3, 1, 2)
                 y = None if self.targets is None else self.targets[index]
                 yield Batch(x, y, torch.tensor(aspects), index)
+
+    def _opened(self, indices: list[Tensor], rooms: Iterator[np.ndarray], ahead: int):
+        "Yield the aspects of each batch when its images are in its room."
+        workers = None
+        try:
+            if ahead > 0:
+                with uninterrupted(): workers = self._claim_workers(indices)
+            if workers is None:
+                places = (zip(x, index.tolist()) for x, index in zip(rooms, indices))
+                yield from open_ahead(places, self._put, self.threads, ahead)
+                return
+            fill = _Collected(self, indices, workers).fill
+            places = ([(x, number)] for number, x in enumerate(rooms))
+            for number, (aspects,) in enumerate(open_ahead(places, fill, 1, ahead)):
+                if number + 1 == len(indices): _POOL.release(workers)  # the caller may take its time
+                yield aspects
+        finally: _POOL.release(workers)
+
+    def _claim_workers(self, indices: list[Tensor]) -> Workers | None: # None: threads do it
+        "Processes to open the images of these batches; `_POOL` wants them back."
+        if self.workers == 0 or type(self).item is not Loader.item: return None
+        wanted = [i for index in indices for i in index.tolist() if i not in self._kept]
+        few = len(wanted) <= 2 * _PART
+        count = 0 if few else _count_workers(self.workers, self.paths)
+        if count == 0: return None
+        size = _PART * self.presize**2 * self.channels
+        begin = len(indices) >= _WORTH
+        try: return _POOL.claim(count, size, *_known_to_workers(), start=begin)
+        except WorkerError as e:
+            warn_always(f"{e}; images are opened in threads instead, which is slower on a GPU: "
+                        "workers=0 does so without this message")
+        return None
 
     def _put(self, place: tuple[np.ndarray, int]) -> float: # the aspect
         "Open an image into its row of a batch."

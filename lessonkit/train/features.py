@@ -91,8 +91,8 @@ def body_features(
     return model_outputs(model, loader, engine, compute)
 
 # %% ../../nbs/train/05_features.ipynb #d5c66ff2
-IGNORED_SETTINGS = {"paths", "targets", "shuffle", "sampling", "augment", "threads", "cache",
-                    "failed", "_kept"}  # of a loader: they don't change features, or count as files
+IGNORED_SETTINGS = {"paths", "targets", "shuffle", "sampling", "augment", "threads", "workers",
+                    "cache", "failed", "_kept"}  # of a loader: they don't change features, or count as files
 
 def loader_metadata(
     loader: Loader, # of images
@@ -117,8 +117,8 @@ def noise_features(
     return model_outputs(model, inputs, engine, model.features)
 
 # %% ../../nbs/train/05_features.ipynb #e0cea0f5
-FEATURE_SOURCES = ("core.names", "core.checks", "core.interrupts", "core.rng", "data.formats",
-                   "data.pixels", "data.images", "data.loader", "data.geometry", "data.augment",
+FEATURE_SOURCES = ("core.names", "core.checks", "core.interrupts", "core.rng", "core.workers",
+                   "data.formats", "data.pixels", "data.images", "data.loader", "data.geometry", "data.augment",
                    "model.classifier", "model.weights", "model.create",
                    "train.engine", "train.features")
 

@@ -35,7 +35,7 @@ from .progress import ProgressTable
 
 # %% ../../nbs/train/08_trainer.ipynb #064b39a8
 # of a loader; files count by name and content
-_NOT_SEEN = {"paths", "targets", "threads", "cache", "failed", "_kept"}
+_NOT_SEEN = {"paths", "targets", "threads", "workers", "cache", "failed", "_kept"}
 
 def data_fingerprint(
     data: ImageData, # whose training and validation images count
