@@ -726,7 +726,8 @@ def test_tests_without_images_are_refused(flat):
 
 WRONG = dict(
     size=(0, 32., "32", None, True, [32]), presize=(48., 300.5, "48", 8, True, 0),
-    bs=(2.5, "8", 0, -1, None, True, 70.), threads=(-3, "4", 1.5, 0), channels=(0, "3", 3., None),
+    bs=(2.5, "8", 0, -1, None, True, 70.), threads=(-3, "4", 1.5, 0),
+    workers=(-1, "4", 1.5, True), channels=(0, "3", 3., None),
     augment=(True, "side_on", augmentations, [augmentations()], lambda x: x),
     stats=((.5, .5), "imagenet", .5, Stats((.5, .5), (1, 1))), fit=("stretch", None, True),
     cache=("disk", True, False), check=("fast", True, False), sampling=("fair", None),
@@ -750,13 +751,13 @@ def test_a_wrong_setting_is_named_where_it_is_given(flat, name, value):
 
 def test_settings_are_plain_values(flat):
     data = made(flat, flat[2], size=np.int64(16), presize=np.int32(20), bs=np.uint8(4),
-                channels=np.int64(3), threads=torch.tensor(2), seed=np.int64(42),
-                valid_pct=np.float32(.25))
+                channels=np.int64(3), threads=torch.tensor(2), workers=np.int64(0),
+                seed=np.int64(42), valid_pct=np.float32(.25))
     plain = made(flat, flat[2], size=16, presize=20, bs=4, channels=3, threads=2)
     assert data.valid.paths == plain.valid.paths
     for loader in (data.train, data.resized(np.int64(24)).valid):
-        assert {type(getattr(loader, k)) for k in ("size", "presize", "bs", "channels", "threads")
-                } == {int}
+        names = ("size", "presize", "bs", "channels", "threads", "workers")
+        assert {type(getattr(loader, k)) for k in names} == {int}
     stats = data.normalize(Stats(np.float32([.5] * 3), torch.ones(3))).stats
     assert {type(v) for v in stats.mean + stats.std} == {float}
     for wrong in ((.5, .5), "imagenet"):

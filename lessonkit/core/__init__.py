@@ -13,9 +13,9 @@ __all__ = ['escape_columns', 'write_csv', 'escape_name', 'find_class', 'plain_sc
            'flat_labels', 'is_missing', 'is_sequence', 'item_losses', 'label_kind', 'plain_labels', 'plain_value',
            'Task', 'forwards_to', 'parameter_comments', 'takes_options_of', 'in_notebook', 'in_terminal',
            'ProgressLine', 'rewrite_line', 'time_left', 'call_for_each', 'serve', 'usable_cores', 'can_fork',
-           'portable_error', 'WorkerError', 'WorkerPool', 'Workers', 'check_choices', 'check_counts', 'did_you_mean',
-           'number', 'short_repr', 'switch', 'whole_number', 'entered', 'interrupt_flag', 'interruptible', 'restoring',
-           'result_of', 'run_in_threads', 'uninterrupted']
+           'portable_error', 'WorkerError', 'WorkerPool', 'Workers', 'Claim', 'check_choices', 'check_counts',
+           'did_you_mean', 'number', 'short_repr', 'switch', 'whole_number', 'entered', 'interrupt_flag',
+           'interruptible', 'restoring', 'result_of', 'run_in_threads', 'uninterrupted']
 
 # %% ../../nbs/core/99_core.ipynb #b1053cd4
 from lessonkit.core.names import (
@@ -47,7 +47,7 @@ from lessonkit.core.progress import (
 )
 from .processes import call_for_each, serve, usable_cores
 from lessonkit.core.workers import (
-    can_fork, portable_error, WorkerError, WorkerPool, Workers,
+    can_fork, Claim, portable_error, WorkerError, WorkerPool, Workers,
 )
 from lessonkit.core.checks import (
     check_choices, check_counts, did_you_mean, number, short_repr, switch, whole_number,
@@ -67,7 +67,7 @@ _all_ = [
     "plain_labels", "plain_value", "Task", "forwards_to", "parameter_comments", "takes_options_of",
     "in_notebook", "in_terminal", "ProgressLine", "rewrite_line", "time_left", "call_for_each",
     "serve", "usable_cores", "can_fork", "portable_error", "WorkerError", "WorkerPool", "Workers",
-    "check_choices", "check_counts", "did_you_mean", "number",
+    "Claim", "check_choices", "check_counts", "did_you_mean", "number",
     "short_repr", "switch", "whole_number", "entered", "interrupt_flag", "interruptible",
     "restoring", "result_of", "run_in_threads", "uninterrupted",
 ]

@@ -26,7 +26,7 @@ from ..core.files import warn_always
 from ..core.interrupts import result_of, uninterrupted
 from ..core.processes import usable_cores
 from ..core.rng import seeded_rng
-from ..core.workers import can_fork, portable_error, WorkerError, WorkerPool, Workers
+from ..core.workers import can_fork, Claim, portable_error, WorkerError, WorkerPool, Workers
 from .formats import DECODING, FORMATS
 from .images import ImageReadError, open_pixels
 
@@ -277,22 +277,22 @@ class Loader:
 
     def _opened(self, indices: list[Tensor], rooms: Iterator[np.ndarray], ahead: int):
         "Yield the aspects of each batch when its images are in its room."
-        workers = None
+        claim = None
         try:
             if ahead > 0:
-                with uninterrupted(): workers = self._claim_workers(indices)
-            if workers is None:
+                with uninterrupted(): claim = self._claim_workers(indices)
+            if claim is None:
                 places = (zip(x, index.tolist()) for x, index in zip(rooms, indices))
                 yield from open_ahead(places, self._put, self.threads, ahead)
                 return
-            fill = _Collected(self, indices, workers).fill
+            fill = _Collected(self, indices, claim.workers).fill
             places = ([(x, number)] for number, x in enumerate(rooms))
             for number, (aspects,) in enumerate(open_ahead(places, fill, 1, ahead)):
-                if number + 1 == len(indices): _POOL.release(workers)  # the caller may take its time
+                if number + 1 == len(indices): _POOL.release(claim)  # the caller may take its time
                 yield aspects
-        finally: _POOL.release(workers)
+        finally: _POOL.release(claim)
 
-    def _claim_workers(self, indices: list[Tensor]) -> Workers | None: # None: threads do it
+    def _claim_workers(self, indices: list[Tensor]) -> Claim | None: # None: threads do it
         "Processes to open the images of these batches; `_POOL` wants them back."
         if self.workers == 0 or type(self).item is not Loader.item: return None
         wanted = [i for index in indices for i in index.tolist() if i not in self._kept]

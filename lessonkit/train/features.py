@@ -91,8 +91,9 @@ def body_features(
     return model_outputs(model, loader, engine, compute)
 
 # %% ../../nbs/train/05_features.ipynb #d5c66ff2
+# of a loader: they don't change features, or count as files
 IGNORED_SETTINGS = {"paths", "targets", "shuffle", "sampling", "augment", "threads", "workers",
-                    "cache", "failed", "_kept"}  # of a loader: they don't change features, or count as files
+                    "cache", "failed", "_kept"}
 
 def loader_metadata(
     loader: Loader, # of images
@@ -118,7 +119,8 @@ def noise_features(
 
 # %% ../../nbs/train/05_features.ipynb #e0cea0f5
 FEATURE_SOURCES = ("core.names", "core.checks", "core.interrupts", "core.rng", "core.workers",
-                   "data.formats", "data.pixels", "data.images", "data.loader", "data.geometry", "data.augment",
+                   "data.formats", "data.pixels", "data.images", "data.loader", "data.geometry",
+                   "data.augment",
                    "model.classifier", "model.weights", "model.create",
                    "train.engine", "train.features")
 

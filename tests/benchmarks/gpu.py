@@ -2,6 +2,7 @@
 
     gpu.py --seconds 75 --out out/gpu.jsonl
     gpu.py --device cpu --images 64 --size 64 --archs resnet18 --seconds 60    # does it run?
+    gpu.py --device cpu --only launching --images 512     # threads and processes, without a GPU
 
 Most important first, one JSON line for each result as soon as it is known. What doesn't fit into
 `--seconds` is skipped, and said to be. Every epoch of the kit is followed by a chunk of the bare
@@ -45,8 +46,11 @@ def arguments():
     parser.add_argument("--images", type=int, default=2048, help="training images in an epoch")
     parser.add_argument("--epochs", type=int, default=4, help="the first one is a warm-up")
     parser.add_argument("--threads", type=int, help="that open images; default: the kit's")
-    parser.add_argument("--only", default="epochs,threads,stages,features,searched",
-                        help="parts")
+    parser.add_argument("--workers", type=int, help="processes that do it; default: the kit's")
+    parser.add_argument("--gpu-ms", type=float, default=0,
+                        help="of one step of the GPU that `launching` pretends to have, at least")
+    parser.add_argument("--only", default="epochs,workers,threads,stages,features,searched",
+                        help="parts; also: launching")
     return parser.parse_args()
 
 
@@ -136,6 +140,7 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
+from lessonkit.core.processes import usable_cores  # noqa: E402
 from lessonkit.core.rng import seeded_rng  # noqa: E402
 from lessonkit.data.augment import augmentations, to_inputs  # noqa: E402
 from lessonkit.data.image_data import ImageData  # noqa: E402
@@ -238,6 +243,7 @@ def as_a(kind, loader, **changes):
 def make_data():
     share = N_VALID / (args.images + N_VALID)
     options = {} if args.threads is None else dict(threads=args.threads)
+    if args.workers is not None: options["workers"] = args.workers
     return ImageData.from_folder(scratch / "photos", valid_pct=share, size=args.size, bs=args.bs,
                                  augment=augmentations(), **options)
 
@@ -282,9 +288,8 @@ def first_batches(loader, n, **options):
     with closing(loader.batches(0, 0, 0, **options)) as batches: return list(islice(batches, n))
 
 
-def open_some(data, threads, seconds=.7):
-    "Images per second of a loader with so many threads, and nothing else to do."
-    loader = replace(data.train, threads=threads)
+def open_some(loader, seconds=.7):
+    "Images per second of a loader, with nothing else to do."
     n, begun = 0, now()
     with closing(loader.batches(0, 0, 0)) as batches:
         for batch in batches:
@@ -345,14 +350,51 @@ def opening(data):
     if args.device == "cpu": counts = sorted({1, data.train.threads})
     for threads in counts:
         report.check(1.5)
-        report("opening, img/s", threads=threads, kit=open_some(data, threads),
+        report("opening, img/s", threads=threads,
+               kit=open_some(replace(data.train, threads=threads, workers=0)),
                pillow_alone=raw_threads(data, threads) if threads > 1 else None,
                kits_default=threads == data.train.threads)
+
+
+def pretended_steps(loader, launch_times, seconds=6.):
+    "Images per second of a thread that launches 600 operations, and waits for a GPU, each step."
+    numbers, n, begun = [torch.zeros(1) for _ in range(600)], 0, now()
+    for epoch in range(10**6):
+        with closing(loader.batches(5, epoch)) as batches:
+            for batch in batches:
+                start = now()
+                for number in numbers: number.add_(1)
+                launch_times.append(1e3 * (now() - start))
+                time.sleep(max(0., args.gpu_ms / 1e3 - (now() - start)))
+                n += len(batch.index)
+                if now() - begun > seconds: return n / (now() - begun)
+
+
+def launching(data, rounds=5):
+    "What threads and processes that open images do to a thread that keeps a GPU busy."
+    ways = dict(threads=replace(data.train, threads=args.threads or 16, workers=0),
+                processes=replace(data.train, workers=args.workers or usable_cores()))
+    rates, times, idle = {way: [] for way in ways}, {way: [] for way in ways}, []
+    for loader in ways.values(): pretended_steps(loader, [], 2)
+    pretended_steps(as_a(Ready, data.train), idle, 2)
+    for _ in range(rounds):
+        for way, loader in ways.items():
+            report.check(6)
+            rates[way].append(pretended_steps(loader, times[way]))
+    for way in ways:
+        report("launching", way=way, **spread(rates[way]),
+               launch_ms=statistics.median(times[way]), launch_ms_worst=max(times[way]),
+               launch_ms_alone=statistics.median(idle), gpu_ms=args.gpu_ms)
+    ratios = [p / t for p, t in zip(rates["processes"], rates["threads"])]
+    report("launching: processes over threads", ratio=statistics.median(ratios),
+           low=min(ratios), high=max(ratios))
 
 
 class Ready(Loader):
     "A loader that yields the same opened batch again and again."
     def batches(self, *key, start=0, ahead=2):
+        if self.presize not in batch_of:
+            batch_of[self.presize] = first_batches(as_a(Loader, self), 1)[0]
         for index in self.index_batches(*key, start=start): yield batch_of[self.presize]
 
 
@@ -426,27 +468,63 @@ def stages(data, arch, precision):
     one("copy, as the loader gives it", copied(batch.x), pinned=batch.x.is_pinned())
     one("copy, not pinned", copied(torch.empty_like(batch.x)))
 
+    loops = loops_of(learn, arch, precision)
+    some, few = first_items(loader, 16), first_items(loader, 4)
+    loops("loop on an opened batch", as_a(Ready, some))
+    with Busy(replace(loader, threads=8, workers=0)):
+        loops("loop on an opened batch while threads open images", as_a(Ready, few), threads=8)
+    with Busy(replace(loader, workers=args.workers)):
+        loops("loop on an opened batch while workers open images", as_a(Ready, some))
+    loops("loop on images in memory", as_a(Loader, some, cache="memory", _kept={}))
+    loops("whole, 8 batches ahead", as_a(Ahead, some))
+    for threads in sorted({8, 16, loader.threads}):
+        loops("whole", replace(some, threads=threads, workers=0), threads=threads)
+
+
+def first_items(loader, batches):
+    "The same loader with images for so many batches, at most."
+    n = min(loader.n, batches * loader.bs)
+    return replace(loader, paths=loader.paths[:n], targets=loader.targets[:n], _kept={})
+
+
+def loops_of(learn, arch, precision):
+    "A function that reports images per second of the kit's loop over a loader."
+    model, engine = learn.model, learn.engine.for_training(learn.model)
+    if args.device == "cpu": engine.ahead = 2  # as on a GPU: else nothing is opened ahead
+    optimizer = learn.trainer.new_optimizer()
     phase = Phase(1, (1e-5,) * len(model.groups))
-    def loop(of):
-        steps = train_steps(model, of, phase, optimizer, losses, engine)
+
+    def loop(loader):
+        steps = train_steps(model, loader, phase, optimizer, learn.trainer.losses, engine)
         run_phase(steps, FitRecord("loop"), ProgressTable(False), lambda: dict(valid_loss=0.),
                   threading.Event())
-    def loops(what, of, **more):
+
+    def loops(what, loader, **more):
         report.check(1.5)
-        rates = repeated(lambda: loop(of), of.n, least=2)
+        rates = repeated(lambda: loop(loader), loader.n, least=2)
         report(f"stage: {what}", arch=arch, precision=precision, **rates, **more)
-    some = min(loader.n, 16 * loader.bs)
-    part = dict(paths=loader.paths[:some], targets=loader.targets[:some])
-    ready = as_a(Ready, loader, **part)
-    loops("loop on an opened batch", ready)
-    for threads in sorted({8, os.cpu_count()}):
-        with Busy(replace(loader, threads=threads)):
-            loops("loop on an opened batch while threads open images", ready, threads=threads)
-    kept = as_a(Loader, loader, cache="memory", _kept={}, **part)
-    loops("loop on images in memory", kept)
-    loops("whole, 8 batches ahead", as_a(Ahead, loader, **part), threads=loader.threads)
-    for threads in sorted({8, 12, 16, 24, loader.threads}):
-        loops("whole", replace(loader, threads=threads, **part), threads=threads)
+    return loops
+
+
+def first_batch_ms(loader):
+    "Milliseconds from asking for an epoch to its first batch."
+    start = now()
+    with closing(loader.batches(7)) as batches: next(batches)
+    return 1e3 * (now() - start)
+
+
+def workers(data, arch, precision):
+    "Processes that open images, against threads: opening alone, then the whole loop."
+    loops = loops_of(make_learner(data, arch, precision), arch, precision)
+    most = usable_cores()
+    for count in sorted({1, 4, 8, 16, most} & set(range(most + 1)), reverse=True) + [0]:
+        report.check(2)
+        loader = replace(data.train, workers=count)
+        started = first_batch_ms(loader)  # includes the start of workers
+        report("opening, img/s", workers=count, kit=open_some(loader), started_ms=started,
+               first_batch_ms=statistics.median(first_batch_ms(loader) for _ in range(3)))
+        batches = max(4, min(32, 2 * count)) if count else 8
+        loops("whole, workers", first_items(loader, batches), workers=count)
 
 
 class Ahead(Loader):
@@ -487,16 +565,19 @@ def main():
     start = now()
     data = make_data()
     report("data", seconds=now() - start, train=data.train.n, valid=data.valid.n, bs=args.bs,
-           size=args.size, presize=data.train.presize, threads=data.train.threads)
+           size=args.size, presize=data.train.presize, threads=data.train.threads,
+           workers=data.train.workers, cores=usable_cores())
     archs, parts = args.archs.split(","), args.only.split(",")
     first, *others = args.precisions.split(",")
     def each(part, precision, needed):
         for arch in archs: report.part(needed, part, data, arch, precision)
     if "epochs" in parts: each(epochs, first, 6)
-    if "threads" in parts: report.part(4, opening, data)
-    if "stages" in parts: report.part(4, stages, data, archs[0], first)
-    if "features" in parts: report.part(3, features, data, archs[0], first)
+    if "workers" in parts: report.part(4, workers, data, archs[0], first)
     for precision in others if "epochs" in parts else (): each(epochs, precision, 7)
+    if "stages" in parts: report.part(4, stages, data, archs[0], first)
+    if "threads" in parts: report.part(4, opening, data)
+    if "features" in parts: report.part(3, features, data, archs[0], first)
+    if "launching" in parts: report.part(4, launching, data)
     if "searched" in parts: each(searched, first, 3)
     if "features" in parts:
         for arch in archs[1:]: report.part(3, features, data, arch, first)
