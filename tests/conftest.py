@@ -1,5 +1,5 @@
 """Which lessonkit the tests see, which tests this tier runs (tiers.py), and the last lines."""
-import os, shutil, sys, time
+import os, shutil, signal, sys, time
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,9 @@ def pytest_configure(config):
     installed = folder != ROOT / "lessonkit" and "site-packages" in folder.parts
     if os.environ.get("LESSONKIT_TEST_WHEEL") and not installed:
         raise RuntimeError(f"these tests are of the wheel, but lessonkit comes from {folder}")
+    # A job in the background, as `nohup make test &`, ignores Ctrl-C; some tests press it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -142,7 +142,11 @@ def result_of(
     every: float = .2, # seconds between looks for Ctrl-C, above 0
 ) -> Any:
     "The result of a future, or its error. While it waits, Ctrl-C has its usual effect."
-    while not future.done(): wait([future], every)
+    while not future.done():
+        try: wait([future], every)
+        except RuntimeError as e:  # the second of two presses came while a lock was taken back
+            if isinstance(e.__context__, KeyboardInterrupt): raise KeyboardInterrupt from e
+            raise
     return future.result()
 
 def run_in_threads(
