@@ -320,7 +320,7 @@ def test_a_closed_iterator_leaves_the_workers_to_the_next(files, claims):
     assert all(claims)
 
 
-def test_whoever_comes_second_uses_threads(files, claims):
+def test_a_second_caller_uses_threads(files, claims):
     threads, processes = pair(files)
     for a, b in zip(processes.batches(0), processes.batches(0), strict=True):
         assert torch.equal(a.x, b.x)

@@ -84,6 +84,12 @@ LossFunc = Callable[[Tensor, Tensor], Tensor]
 # From inputs, targets and a generator to mixed images and soft labels
 MixFunc = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
+def _ready_batch(batch: Batch, loader: Loader, engine: EngineProtocol, key: tuple) -> Batch:
+    "The same batch as inputs on the device, which `to_inputs` leaves as they are."
+    x = to_inputs(batch, loader, engine.device, seeded_rng(*key, "augment"))
+    y = batch.y.to(engine.device, non_blocking=x.is_cuda)
+    return Batch(x, y, None, batch.index)
+
 def backward_batch(
     model: nn.Module, # called with the inputs
     batch: Batch, # with targets
@@ -95,8 +101,8 @@ def backward_batch(
     mix: MixFunc | None = None, # mixes images and softens labels; None: not at all
 ) -> Tensor: # its part of the step's mean loss, a single number
     "Add the gradients of one batch."
-    x = to_inputs(batch, loader, engine.device, seeded_rng(*key, "augment"))
-    y = batch.y.to(engine.device, non_blocking=x.is_cuda)
+    ready = _ready_batch(batch, loader, engine, key)
+    x, y = ready.x, ready.y
     if mix: x, y = mix(x, y, seeded_rng(*key, "mix"))
     with seeded_torch(*key, "dropout", device=engine.device):
         loss = loss_func(engine.forward(model, x), y).sum() / n
@@ -153,12 +159,6 @@ def _nothing_readable(loader: Loader) -> str:
             f"({some_of(failed.values(), 3)})")
 
 # %% ../../nbs/train/02_loop.ipynb #718cf9db
-def _ready_batch(batch: Batch, loader: Loader, engine: EngineProtocol, key: tuple) -> Batch:
-    "The same batch as inputs on the device, which `to_inputs` leaves as they are."
-    x = to_inputs(batch, loader, engine.device, seeded_rng(*key, "augment"))
-    y = batch.y.to(engine.device, non_blocking=x.is_cuda)
-    return Batch(x, y, None, batch.index)
-
 def _done_early(make: Callable, *args) -> Future:
     "What `make` returns or raises, to be asked for later."
     done = Future()
