@@ -564,7 +564,7 @@ def linear_probe(
     data.task.require("a linear probe is", "single")
     engine = engine or Engine()
     model = engine.place(create_model(arch, data.c, weights, data.stats,
-                                      channels=data.channels, size=data.size))
+                                      channels=data.channels, size=data.size, head="mlp"))
     x, x_valid = (body_features(model, loader, engine).float().numpy()
                   for loader in (data.train_eval, data.valid))
     plain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))

@@ -8,7 +8,9 @@ from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
+import timm
 import torch
+from safetensors.torch import save_file
 
 import lessonkit.train.run as run_module
 from lessonkit.core.files import load_tensors
@@ -55,6 +57,7 @@ def case(method, *args, data=None, learner=None, **options):
 
 
 AUGMENTED = dict(augment=augmentations())
+PRETRAINED = dict(weights="a file")
 CASES = {
     "all at once": case(
         "fine_tune", 3, 2e-2, freeze_epochs=2, keep_best="score", data=AUGMENTED,
@@ -70,7 +73,23 @@ CASES = {
     "patience": case("fit", 4, 1e-2, keep_best="score", patience=1),
     "two phases": case(
         "fine_tune", 1, 1e-2, freeze_epochs=1, keep_best="score", data=AUGMENTED),
+    "solved": case(
+        "fine_tune", 2, keep_best="score", freeze_to=0, data=AUGMENTED, learner=PRETRAINED),
+    "solved, maps": case(
+        "fine_tune", 2, keep_best="score", data=AUGMENTED,
+        learner=dict(copies=2) | PRETRAINED),
 }
+
+
+def pretrained_body(folder):
+    "A file of weights: their body counts as pretrained, and so its head is solved."
+    path = folder / "body.safetensors"
+    if path.exists(): return path
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = timm.create_model("test_efficientnet").state_dict()
+    save_file(tensors, path)
+    return path
 
 
 def data_of(images, **options):
@@ -82,6 +101,7 @@ def make(name, images, folder):
     "The learner of a case; it saves in `folder`."
     usual = dict(weights=None, precision="fp32", device="cpu", model_dir=folder, show=False)
     data, options = data_of(images, **CASES[name].data), CASES[name].learner
+    if options.get("weights"): options = options | dict(weights=pretrained_body(folder))
     learn = Learner(data, "timm:test_efficientnet", error_rate, **usual | options)
     if name == "overflows": learn.trainer.engine = Overflows("cpu", "fp32")
     @higher_is_better

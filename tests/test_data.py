@@ -9,18 +9,23 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from PIL import Image
+from torch import nn
+from torchvision import models
 
 from lessonkit.core.files import fingerprint
 from lessonkit.core.rng import seeded_rng
 from lessonkit.core.task import Task
 from lessonkit.data import sample
 from lessonkit.data.augment import augmentations, to_inputs
-from lessonkit.data.image_data import ImageData
+from lessonkit.data.image_data import DEFAULT_SIZE, ImageData
 from lessonkit.data.images import (
     check_images, image_files, ImageReadError, MODES, open_image, open_pixels, to_mode,
 )
 from lessonkit.data.loader import even_batches, Loader
 from lessonkit.data.splits import split_indices
+from lessonkit.learner import Learner
+from lessonkit.model.bodies import ImageSizeError
+from lessonkit.train.checkpoints import load_checkpoint
 from tiers import examples
 
 common = examples(50)
@@ -273,6 +278,91 @@ def test_resized_differs_in_size_only(tmp_path):
     assert torch.equal(there_and_back.x, next(data.train.batches(0)).x)
     for wrong in (0, 16.):
         with pytest.raises(ValueError, match="whole number"): data.resized(wrong)
+
+
+# The default size.
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory): return sample.tiny(tmp_path_factory.mktemp("sizes")/"flat", n=30)
+
+
+def of_any_size(flat, **options): return ImageData.from_name_re(flat, PATTERN, bs=12, **options)
+
+
+@pytest.fixture(scope="module")
+def images_of_any_size(flat): return of_any_size(flat)
+
+
+def only_takes(size):
+    return models.VisionTransformer(size, 32, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8)
+
+
+def learner(data, arch, **options):
+    usual = dict(weights=None, precision="fp32", device="cpu", model_dir=data.path.parent)
+    return Learner(data, arch, **usual | options)
+
+
+def test_the_default_size_holds_for_all_factories(flat):
+    files = image_files(flat)
+    labels = [f.name.split("_")[0] for f in files]
+    table = pd.DataFrame(dict(name=[f.name for f in files], label=labels))
+    csv = flat.parent / "names.csv"
+    table.to_csv(csv, index=False)
+    for data in (of_any_size(flat), ImageData.from_lists(flat, files, labels, bs=12),
+                 ImageData.from_df(flat, table, bs=12, size=None),
+                 ImageData.from_csv(flat, csv, bs=12),
+                 ImageData.from_name_func(flat, lambda f: f.name[0], bs=12),
+                 ImageData.build(flat, files, labels, bs=12)):
+        assert (data.size, data.valid.presize, data.size_chosen) == (DEFAULT_SIZE, 360, False)
+        assert data.train_eval.size == data.valid.size == DEFAULT_SIZE
+
+
+@common
+@given(size=st.integers(1, 400), more=st.integers(0, 99))
+def test_a_size_is_a_choice_unless_a_network_made_it(images_of_any_size, size, more):
+    chosen = images_of_any_size.resized(size, size + more)
+    assert (chosen.size, chosen.size_chosen) == (size, True)
+    fitting = images_of_any_size.resized_for_network(size)
+    assert (fitting.size, fitting.size_chosen) == (size, False)
+    assert fitting.train.presize == max(size, round(1.25 * size))
+    assert fitting.valid.paths == images_of_any_size.valid.paths
+
+
+def test_a_network_of_one_size_gets_it_where_nobody_chose(flat, capsys):
+    data = of_any_size(flat)
+    learn = learner(data, only_takes(64))
+    notes = [line for line in capsys.readouterr().out.splitlines() if "288" in line]
+    assert notes == ["own:VisionTransformer takes no images of 288 pixels, the default size: here "
+                     "they have 64"]
+    assert (learn.data.size, learn.data.valid.presize, data.size) == (64, 80, 288)
+    assert learn.get_preds().probs.shape == (data.valid.n, 3)
+    learn.set_data(of_any_size(flat, augment=augmentations()))
+    assert "here they have 64" in capsys.readouterr().out
+    assert (learn.data.size, learn.data.augment) == (64, augmentations())
+    for chosen in (data.resized(288), of_any_size(flat, size=32)):
+        with pytest.raises(ImageSizeError, match="but of 64: set size=64"):
+            learner(chosen, only_takes(64))
+        with pytest.raises(ImageSizeError, match="set size=64"): learn.set_data(chosen)
+    assert learn.data.size == 64
+
+
+def test_networks_of_any_size_get_the_default(flat, capsys):
+    learn = learner(of_any_size(flat), models.resnet18)
+    assert learn.data.size == DEFAULT_SIZE
+    assert "288" not in capsys.readouterr().out
+    only_default = nn.Sequential(nn.Conv2d(3, 2, 32, 32), nn.Flatten(), nn.Linear(162, 3))
+    assert learner(of_any_size(flat), only_default).data.size == DEFAULT_SIZE
+
+
+def test_a_saved_model_has_the_size_that_fitted(flat, capsys, recwarn):
+    data = of_any_size(flat)
+    learner(data, only_takes(64), seed=1).save("fitted")
+    saved = load_checkpoint(flat.parent / "fitted.safetensors").metadata
+    assert (saved["size"], saved["presize"]) == (64, 80)
+    loaded = learner(data, only_takes(64), seed=2).load("fitted")
+    assert not [w for w in recwarn if "size" in str(w.message) and "was" in str(w.message)]
+    again = learner(data, only_takes(64), seed=3).load("fitted")
+    assert torch.equal(loaded.get_preds().probs, again.get_preds().probs)
 
 
 # Fingerprints of files.

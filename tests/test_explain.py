@@ -67,9 +67,12 @@ def test_a_plain_resnet_as_captum_has_it(layer, side):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["mlp", "linear"])
 @pytest.mark.parametrize("frozen", [0, -1])
-def test_a_classifier_as_captum_has_it(frozen):
-    model, x = create_model("resnet18", n_out=4, weights=None), images(4, 96)
+def test_a_classifier_as_captum_has_it(frozen, head):
+    model, x = create_model("resnet18", n_out=4, weights=None, head=head), images(4, 96)
+    torch.manual_seed(0)
+    if head == "linear": nn.init.normal_(model.head[1].weight)
     want = {target: reference(model, model.body.layer4, x, target) for target in (0, 3)}
     assert torch.stack(list(want.values())).amax((0, 1, 2, 3)) == 1
     model.freeze_to(frozen)

@@ -227,7 +227,7 @@ def test_metrics_are_computed_over_the_whole_set(flat):
 def test_bf16_on_this_machine_agrees_with_fp32(flat):
     data = data_of(flat)
     def probs(precision):
-        learn = Learner(data, precision=precision, show=False, device="cpu")
+        learn = Learner(data, precision=precision, head="mlp", show=False, device="cpu")
         return learn.get_preds().probs
     fp32, bf16 = probs("fp32"), probs("bf16")
     assert torch.allclose(fp32, bf16, atol=.1)

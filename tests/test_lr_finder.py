@@ -237,6 +237,32 @@ def test_mixing_is_passed_on(data):
     assert find(net(), data, num_it=5, mix=mix).losses != find(net(), data, num_it=5).losses
 
 
+def test_parts_of_batches_find_the_same(data):
+    def divisible():
+        model = net()
+        model[1].eval()
+        model[1].train = lambda mode: model[1]
+        model[6].p = 0.
+        model[5] = nn.Identity()
+        return model
+    whole = find(divisible(), data, num_it=10, stop_div=False)
+    parts = find(divisible(), data, num_it=10, stop_div=False, micro=3)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-3)
+    assert parts.losses != whole.losses
+
+
+def test_the_penalty_is_trained_and_not_recorded(data):
+    def losses(strength):
+        model = net()
+        seed_globals(0)
+        def penalty(): return strength * model[7].weight.square().sum()
+        options = dict(start_lr=1e-2, num_it=10, stop_div=False)
+        return find(model, data, penalty=penalty, **options).losses
+    without, strong = losses(0.), losses(100.)
+    assert strong[0] == without[0]
+    assert strong[-1] != without[-1]
+
+
 def test_a_skipped_step_is_not_recorded(data):
     class Skips(Engine):
         taken = 0

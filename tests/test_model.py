@@ -1,4 +1,4 @@
-"""Bodies of any number of channels, layer groups and freezing, in several families of networks."""
+"""Channels, groups, freezing, heads and models in two parts, in several families of networks."""
 import copy
 
 import pytest
@@ -7,8 +7,9 @@ import torchvision
 from hypothesis import given, strategies as st
 from torch import nn
 
+from lessonkit.core.rng import evaluating
 from lessonkit.data.image_data import imagenet_stats, Stats
-from lessonkit.model.classifier import ConcatPool, Normalize, NORMS
+from lessonkit.model.classifier import AveragePool, ConcatPool, Normalize, NORMS
 from lessonkit.model.create import adapt_channels, adapt_stats, create_model, model_summary
 from tiers import examples
 
@@ -60,7 +61,7 @@ def test_channels_change_only_the_first_convolution(arch):
                                            (None, "pretrained")])
 def test_a_gray_image_gets_the_answer_of_its_colored_copy(arch, weights):
     def double(channels):
-        model = create_model(arch, n_out=4, weights=weights, stats=equal_stats, channels=channels)
+        model = create_model(arch, 4, weights, equal_stats, channels=channels, head="mlp")
         return model.eval().double()
     color, gray = double(3), double(1)
     x = torch.rand(2, 1, 64, 64, dtype=torch.float64)
@@ -69,7 +70,8 @@ def test_a_gray_image_gets_the_answer_of_its_colored_copy(arch, weights):
 
 
 def test_further_channels_are_ignored_at_first_and_learned_when_unfrozen():
-    three, five = (create_model(n_out=4, channels=c).eval().double() for c in (3, 5))
+    made = (create_model(n_out=4, channels=channels, head="mlp") for channels in (3, 5))
+    three, five = (model.eval().double() for model in made)
     x = torch.rand(3, 5, 64, 64, dtype=torch.float64)
     noisy = torch.cat([x[:, :3], torch.rand(3, 2, 64, 64, dtype=torch.float64)], 1)
     with torch.inference_mode():
@@ -148,6 +150,150 @@ def test_every_layer_is_in_one_group(arch):
     assert {id(m) for m in with_parameters} <= set(layers)
 
 
+def test_another_head_takes_the_place_of_the_old_one_in_the_groups():
+    model = create_model("resnet18", n_out=3, weights=None)
+    old, model.head = model.head, nn.Linear(1024, 7)
+    assert model.groups[-1] == ("head", [model.head])
+    assert model.group_parameters()[-1] == list(model.head.parameters())
+    model.freeze_to(-1).train()
+    assert model.head.weight.requires_grad
+    assert not any(layer in old.modules() for _, layer in model.group_layers())
+
+
+# ---- heads
+
+def test_the_head_follows_the_body_unless_it_is_chosen():
+    kinds = {(weights, head): create_model("resnet18", weights=weights, head=head).head_kind
+             for weights in (None, "lessonkit") for head in (None, "linear", "mlp", nn.Linear)}
+    assert kinds == {
+        (None, None): "mlp", (None, "linear"): "linear", (None, "mlp"): "mlp",
+        (None, nn.Linear): "own:Linear", ("lessonkit", None): "linear",
+        ("lessonkit", "linear"): "linear", ("lessonkit", "mlp"): "mlp",
+        ("lessonkit", nn.Linear): "own:Linear"}
+
+
+def test_dropout_is_for_the_two_layer_head():
+    assert create_model("resnet18", ps=.2, weights=None).head[5].p == .2
+    assert create_model("resnet18", ps=.2, weights="lessonkit", head="mlp").head[5].p == .2
+    for options in (dict(weights="lessonkit"), dict(weights=None, head="linear"),
+                    dict(weights=None, head=nn.Linear)):
+        with pytest.raises(ValueError, match='ps=0.2 is .* pass head="mlp"'):
+            create_model("resnet18", ps=.2, **options)
+
+
+def test_a_linear_head_is_computed_in_32_bits():
+    model = create_model("resnet18", n_out=5, weights="lessonkit").eval()
+    nn.init.normal_(model.head[1].weight)
+    x = torch.rand(3, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features, logits = model.features(x), model(x)
+    assert features.dtype == logits.dtype == torch.float32
+    assert torch.equal(logits, model.head(features))
+
+
+def test_the_penalty_is_half_of_the_weights_squared():
+    head = create_model("resnet18", n_out=3, weights="lessonkit").head
+    nn.init.normal_(head[1].weight)
+    head.penalty.fill_(.4)
+    head.penalty_loss().backward()
+    assert torch.allclose(head[1].weight.grad, .4 * head[1].weight)
+    assert head[1].bias.grad is None
+
+
+# ---- in two parts
+
+SPLIT = ["tf_efficientnet_lite0", "resnet18", "densenet121", "vgg11_bn", "vgg16"]
+
+
+def split_model(arch, n, **options):
+    "A model with random numbers everywhere, as if it were pretrained, frozen up to group `n`."
+    model = create_model(arch, n_out=3, weights=None, head="linear", **options)
+    model.weights = "as if pretrained"
+    generator = torch.Generator().manual_seed(0)
+    for m in model.body.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, .1, generator=generator)
+            m.running_var.uniform_(.5, 1, generator=generator)
+    nn.init.normal_(model.head[1].weight, generator=generator)
+    return model.freeze_to(n)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("arch", SPLIT)
+def test_two_parts_compute_what_the_whole_does(arch, n):
+    model, x = split_model(arch, n).eval(), torch.rand(4, 3, 64, 64)
+    early, rest = model.split(n)
+    with torch.no_grad():
+        maps = early(x)
+        before = maps.clone()
+        assert torch.equal(rest(maps), model(x))
+        assert torch.equal(rest.features(maps), model.features(x))
+    assert torch.equal(maps, before)   # also where the next layer works in place
+    assert rest.head is model.head
+    assert model.split(n)[0] is early
+    assert model.split(n)[1] is rest
+    ids = [id(p) for part in (early, rest) for p in part.parameters()]
+    assert ids == [id(p) for p in model.parameters()]   # shared, none twice
+
+
+@pytest.mark.parametrize("arch", SPLIT)
+def test_gradients_of_the_second_part_are_those_of_the_whole(arch):
+    model = split_model(arch, 1).train()
+    for m in model.modules():
+        if isinstance(m, nn.Dropout): m.p = 0
+    x, averages = torch.rand(4, 3, 64, 64), {k: v.clone() for k, v in model.named_buffers()}
+    early, rest = model.split(1)
+    def gradients(logits):
+        model.zero_grad()
+        logits.square().sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    whole = gradients(model(x))
+    with evaluating(early), torch.no_grad(): maps = early(x)
+    rest.train()
+    parts = gradients(rest(maps))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert sum(map(torch.count_nonzero, whole.values())) > 0
+    assert all(torch.equal(v, averages[k]) for k, v in model.named_buffers())
+
+
+@pytest.mark.parametrize("weights", ["", "as if pretrained"])
+@pytest.mark.parametrize("train_bn", [False, True])
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_parts_set_the_modes_that_the_whole_sets(frozen, train_bn, weights):
+    model = split_model("resnet18", frozen, train_bn=train_bn)
+    model.weights = weights
+    for n in (1, 2):
+        for part in model.split(n):
+            own = [m for m in part.modules() if m is not part and m is not part.layers]
+            model.train()
+            modes = [m.training for m in own]
+            part.eval()
+            assert not any(m.training for m in part.modules())
+            assert part.train() is part
+            assert [m.training for m in own] == modes
+            with evaluating(part): assert not any(m.training for m in own)
+            assert [m.training for m in own] == modes
+
+
+def test_a_new_head_and_a_copy_have_parts_of_their_own():
+    model = split_model("resnet18", 1)
+    early, rest = model.split(1)
+    model.head = nn.Linear(512, 2)
+    assert model.split(1)[1].head is model.head
+    assert model.split(1)[1] is not rest
+    twin = copy.deepcopy(model)
+    assert twin.split(1)[1].head is twin.head
+    assert twin.split(1)[1].whole == (twin,)
+    assert not any("part" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "squeezenet1_1", "timm:resnet10t"])
+def test_other_networks_stay_whole(arch):
+    model = create_model(arch, weights=None)
+    assert [model.split(n) for n in range(-1, 4)] == [None] * 5
+
+
 # ---- layers
 
 @common
@@ -158,6 +304,7 @@ def test_pool_and_normalize(n, f, h, w, key):
     pooled = ConcatPool()(x)
     assert torch.equal(pooled[:, :f], x.flatten(2).max(2).values)
     assert torch.allclose(pooled[:, f:], x.flatten(2).mean(2), atol=1e-6)
+    assert torch.allclose(AveragePool()(x), pooled[:, f:], atol=1e-6)
     stats = Stats(tuple(x.mean((0, 2, 3)).tolist()), (.5,) * f)
     assert Normalize(stats)(x).mean((0, 2, 3)).abs().max() < 1e-5
 

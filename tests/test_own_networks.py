@@ -83,6 +83,21 @@ def test_own_networks_train_and_come_back(images, name):
     assert torch.equal(again.get_preds().probs, learn.get_preds().probs)
 
 
+def test_a_head_of_your_own_on_a_network_of_your_own(images):
+    sizes = []
+    def head(n_features, n_out):
+        sizes.append((n_features, n_out))
+        return nn.Sequential(nn.LayerNorm(n_features), nn.Linear(n_features, n_out))
+    learn = learner(images, Bare, head=head)
+    assert learn.model.head_kind == "own:head"
+    assert sizes == [(6, 3)]   # the network pools, so that there is no maximum beside the average
+    before = learn.model.head[1].weight.detach().clone()
+    learn.fit(1, 1e-2)
+    assert not torch.equal(learn.model.head[1].weight, before)
+    with pytest.raises(ValueError, match="lineal.*Did you mean 'linear'"):
+        learner(images, Bare, head="lineal")
+
+
 @pytest.mark.parametrize("name", ["skips", "chain", "ViT", "timm ResNet"])
 def test_a_frozen_own_body_stays(images, name):
     learn = learner(images, NETWORKS[name], cache=True)
@@ -91,6 +106,21 @@ def test_a_frozen_own_body_stays(images, name):
     learn.fit(1, 1e-2)
     assert all(torch.equal(v, before[k]) for k, v in learn.model.body.state_dict().items())
     assert "once" in learn.history.fits[0].notes[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*looks untrained")
+@pytest.mark.parametrize("name", ["class", "skips", "chain", "ViT", "timm ResNet"])
+def test_own_bodies_get_a_linear_head_that_is_solved(images, name):
+    learn = learner(images, NETWORKS[name], weights="pretrained")
+    assert learn.model.head_kind == "linear"
+    assert learn.model.head.untrained
+    learn.fit(1, 1e-5)
+    assert not learn.model.head.untrained
+    assert any("penalty" in note for note in learn.history.fits[0].notes)
+    learn.save(f"own linear {name}")
+    again = learner(images, NETWORKS[name], weights="pretrained", seed=3)
+    again.load(f"own linear {name}")
+    assert torch.equal(again.get_preds().probs, learn.get_preds().probs)
 
 
 def test_a_network_is_used_itself_and_keeps_its_layers(images):

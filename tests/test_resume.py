@@ -149,7 +149,8 @@ def test_killed_in_the_first_write(killed):
 
 
 @pytest.mark.parametrize("case", [
-    "features", "features in memory", "sgd", "cycles", "overflows", "own optimizer"])
+    "features", "features in memory", "sgd", "cycles", "overflows", "own optimizer", "solved",
+    "solved, maps"])
 def test_every_way_to_train(killed, whole, case):
     total = sum(len(fit["losses"]) for fit in whole(case)["fits"])
     steps = draw(case, total, 3)

@@ -24,7 +24,9 @@ def learner(data, metrics=error_rate, **options):
 
 
 WRONG = dict(
-    weights=(True, False, 1, "Pretrained"), ps=(-.1, 1.5, "half", None, [.25, .5]),
+    weights=(True, False, 1, "Pretrained"), ps=(-.1, 1.5, "half", [.25, .5]),
+    head=("lineal", 3, True, torch.nn.Linear(2, 3)),
+    copies=(-1, 1.5, None, True, "2"), memory_limit=(0, -1, "3 GB", math.nan, True),
     train_bn=("yes", None, 1), optimizer=("adam", "SGD", 3, None), wd=(-1, "0.1", None, math.nan),
     mixup=(-1, "0.4", True), cutmix=(math.inf, None), smoothing=(1., "a little"),
     class_weights=("Balanced", [1, 2], 3.), precision=("fp8", "float32", torch.float16, []),
@@ -41,13 +43,14 @@ def test_settings_of_a_learner(data, name):
         assert "got" in str(caught.value) or "can't be used" in str(caught.value)
 
 
-RATES = ("1e-3", None, 0, -1e-3, math.nan, math.inf, True, [1e-3] * 7, slice(None), {1e-3},
+RATES = ("1e-3", 0, -1e-3, math.nan, math.inf, True, [1e-3] * 7, slice(None), {1e-3},
          [[1e-3]])
 EPOCHS = (0, -1, 1.5, 2., "3", None, True, np.float32(2), [1])
 FITS = [("fit", "lr"), ("fit_one_cycle", "lr_max"), ("fit_flat_cos", "lr"),
         ("fine_tune", "base_lr")]
 OPTIONS = dict(patience=(0, 1.5, "2"), clip=(0, -1, "1", math.nan), accumulate=(0, None, 1.5),
-               every=(-1, "60", None), keep_best=("acuracy", True, 3), mode=("lower", "max", 0))
+               every=(-1, "60", None), keep_best=("acuracy", True, 3), mode=("lower", "max", 0),
+               keep_start=("yes", None))
 
 
 @pytest.mark.parametrize("method, rate", FITS)
@@ -77,6 +80,7 @@ def test_settings_of_a_fit(data, method, rate):
     ("fit_flat_cos", dict(pct_start=1)), ("fit_flat_cos", dict(div_final="x")),
     ("fine_tune", dict(freeze_epochs=-1)), ("fine_tune", dict(freeze_epochs=1.)),
     ("fine_tune", dict(lr_mult=0)), ("fine_tune", dict(lr_mult="100")),
+    ("fine_tune", dict(freeze_to=3)), ("fine_tune", dict(freeze_to="late body")),
     ("lr_find", dict(start_lr="1e-7")), ("lr_find", dict(start_lr=0)), ("lr_find", dict(end_lr=-1)),
     ("lr_find", dict(num_it=10.)), ("lr_find", dict(num_it="100"))])
 def test_settings_of_one_kind_of_fit(data, method, wrong):

@@ -3,6 +3,7 @@ import io
 import re
 from contextlib import closing, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +104,46 @@ def test_start_gives_each_step_the_same_images(data):
     assert [step.rates for step in rest] == [step.rates for step in steps[4:]]
     assert all(all_equal(late.seen, whole.seen[4:]))
     assert all(all_equal(late.dropped, whole.dropped[4:]))
+
+
+def test_parts_of_a_batch_see_what_the_batch_would_have_seen(data):
+    "Augmentation belongs to the batch, and so does mixing: parts are cut from the result."
+    def mix(x, y, generator): return x.flip(0), y.flip(0)
+    torch.manual_seed(0)
+    whole, steps = watch(data, mix=mix)
+    torch.manual_seed(0)
+    parts, others = watch(data, mix=mix, micro=16)
+    assert [len(x) for x in parts.seen] == [16, 16, 7] * 2
+    assert torch.equal(torch.cat(parts.seen[:3]), whole.seen[0])
+    assert [step.sizes for step in others] == [(39,), (39,)]
+    assert [step.loss for step in others] == pytest.approx([step.loss for step in steps], rel=1e-4)
+    assert not torch.equal(parts.dropped[0], parts.dropped[1])
+
+
+def test_a_skipped_step_has_no_penalty(data):
+    "All images of a step are unreadable: there is nothing to train on, and nothing is pulled."
+    loader = with_batches_of(13, data).train
+    gone = set(loader.order(42, 0, 0)[:13].tolist())
+    net, called = Watcher(), []
+    def penalty():
+        called.append(1)
+        return net.layer.weight.square().sum()
+    paths = [Path("gone") if i in gone else p for i, p in enumerate(loader.paths)]
+    damaged = replace(data, train=replace(loader, paths=tuple(paths), failed={}))
+    with steps_of(net, damaged, Phase(1, (1e-3,)), penalty=penalty) as steps: taken = list(steps)
+    assert [step.skipped for step in taken] == [True, False, False]
+    assert len(called) == 2
+
+
+def test_weight_decay_may_differ_between_groups():
+    body, head = nn.Linear(2, 3), nn.Linear(3, 1)
+    groups = [list(body.parameters()), list(head.parameters())]
+    for kind in ("adamw", "sgd"):
+        optimizer = make_optimizer(groups, kind, wd=[.1, 0.])
+        assert [g["weight_decay"] for g in optimizer.param_groups] == [.1, 0., 0., 0.]
+    for wrong in ([], [.1], [.1] * 3):
+        with pytest.raises(ValueError, match=f"wd has {len(wrong)} numbers for 2"):
+            make_optimizer(groups, wd=wrong)
 
 
 def test_rates_follow_the_schedule(data):
@@ -211,6 +252,16 @@ def test_each_fit_begins_with_a_fresh_scale_of_the_loss():
 
 
 # ---- outputs without training
+@pytest.mark.parametrize("size, parts", [(200, [3]), (700, [2, 1]), (1200, [1, 1, 1])])
+def test_large_images_go_through_in_parts(tmp_path, size, parts):
+    folder = sample.tiny(tmp_path / "few", n=9)
+    data = ImageData.from_name_re(folder, r"^(.+)_\d+", size=size, bs=3)
+    net, small = Watcher(), replace(data.train_eval, bs=1)
+    outputs = model_outputs(net, data.train_eval, Engine("cpu", "fp32"))
+    assert [len(x) for x in net.seen[:len(parts)]] == parts
+    assert torch.allclose(outputs, model_outputs(net, small, Engine("cpu", "fp32")), atol=1e-6)
+
+
 def test_each_image_is_opened_once_for_all_views(data, monkeypatch):
     opened, open_pixels = [], loader_module.open_pixels
 

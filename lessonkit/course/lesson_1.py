@@ -187,7 +187,7 @@ def _check_one_cycle(answer):
 
         [0.01 * one_cycle()(p) for p in (0, .25, .625, 1)]   # 0.0004, 0.01, 0.005, 0.0000001
 
-    Right: The rate is small at first, because the head is still random; large in the middle; and
+    Right: The rate is small at first, when corrections are still wild; large in the middle; and
     very small at the end, to settle.
     """
     rates = read_numbers(answer, 4, "four learning rates, such as `[0.1, 0.2, 0.3, 0.4]`")

@@ -117,8 +117,9 @@ def _check_groups(answer):
 @exercise("fine-tune-rates", lesson=2)
 def _check_fine_tune_rates(answer):
     """
-    `learn.fine_tune(3, base_lr=4e-3)`: which peak rates do early body, late body and head have in
-    the second phase, when everything learns? Three numbers.
+    `learn.fine_tune(3, base_lr=4e-3)`, with a head of two layers (`head="mlp"`): which peak rates
+    do early body, late body and head have in the second phase, when everything learns? Three
+    numbers.
 
     Hint: Look at its source: between the phases the rate is halved, and `lr_mult` is 100.
 

@@ -26,7 +26,7 @@ __all__ = ['allow_formats', 'can_open', 'DECODING', 'decoding_bytes', 'detect_fo
            'check_stats', 'check_test_files', 'check_test_readable', 'class_of', 'file_id', 'find_ids',
            'find_test_files', 'loader_settings', 'locate', 'locate_all', 'names_from_table', 'read_table',
            'valid_from_column', 'VALID_WORDS', 'warn_of_lost_classes', 'warn_of_lost_folders', 'warn_of_odd_classes',
-           'why_no_images', 'without_files', 'as_list']
+           'why_no_images', 'without_files', 'as_list', 'DEFAULT_SIZE']
 
 # %% ../../nbs/data/99_data.ipynb #a4502552
 from lessonkit.data.formats import (
@@ -71,8 +71,8 @@ from lessonkit.data.checks import (
     warn_of_lost_classes, warn_of_unused_bits,
 )
 from lessonkit.data.image_data import (
-    check_augment, check_class_names, check_stats, DataOptions, find_test_files, ImageData,
-    imagenet_stats, loader_settings, resolve_presize, Stats,
+    check_augment, check_class_names, check_stats, DataOptions, DEFAULT_SIZE, find_test_files,
+    ImageData, imagenet_stats, loader_settings, resolve_presize, Stats,
 )
 from .mixing import blend_images, draw_shares, Mix, mix_batch, paste_rectangles
 from .drawing import draw_pet
@@ -115,4 +115,5 @@ _all_ = [
     "find_test_files", "loader_settings", "locate", "locate_all", "names_from_table",
     "read_table", "valid_from_column", "VALID_WORDS", "warn_of_lost_classes",
     "warn_of_lost_folders", "warn_of_odd_classes", "why_no_images", "without_files", "as_list",
+    "DEFAULT_SIZE",
 ]

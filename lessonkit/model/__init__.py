@@ -7,27 +7,34 @@ __all__ = ['Classifier', 'ConcatPool', 'create_head', 'Normalize', 'NORMS', 'che
            'load_state', 'load_weights', 'timm_folders', 'torchvision_weights', 'weights_unavailable',
            'WeightsUnavailable', 'adapt_channels', 'adapt_stats', 'body_groups', 'count_features', 'create_model',
            'model_summary', 'PACKAGED', 'packaged_net', 'PACKAGED_STATS', 'remove_end', 'timm_body', 'torchvision_body',
-           'adapt_own_channels', 'check_image_size', 'check_weights', 'find_entry', 'is_transformer', 'own_network',
-           'Weights', 'block_groups', 'build_network', 'Call', 'copy_structure', 'count_dimensions', 'find_chain',
-           'fitting_size', 'image_sizes', 'looks_untrained', 'make_body', 'registered_name', 'run_network',
-           'watch_calls', 'without_last', 'ASSETS', 'bundled_weights', 'not_bundled']
+           'adapt_own_channels', 'check_image_size', 'fitting_data', 'check_weights', 'find_entry', 'is_transformer',
+           'own_network', 'Weights', 'block_groups', 'build_network', 'Call', 'copy_structure', 'count_dimensions',
+           'find_chain', 'fitting_size', 'image_sizes', 'ImageSizeError', 'looks_untrained', 'make_body',
+           'registered_name', 'run_network', 'watch_calls', 'without_last', 'ASSETS', 'bundled_weights', 'not_bundled',
+           'AveragePool', 'check_head', 'EarlyPart', 'HEADS', 'LatePart', 'LinearHead', 'make_head', 'Standardize',
+           'feature_stats', 'make_folds', 'PENALTIES', 'Solution', 'solve_linear']
 
 # %% ../../nbs/model/99_model.ipynb #766d1a60
-from .classifier import Classifier, ConcatPool, create_head, Normalize, NORMS
+from lessonkit.model.classifier import (
+    AveragePool, check_head, Classifier, ConcatPool, create_head, EarlyPart, HEADS, LatePart,
+    LinearHead, make_head, Normalize, NORMS, Standardize,
+)
 from lessonkit.model.weights import (
     ASSETS, bundled_weights, check_hash, download_dir, find_weights_file, load_state, load_weights,
     not_bundled, timm_folders, torchvision_weights, weights_unavailable, WeightsUnavailable,
 )
 from lessonkit.model.create import (
     adapt_channels, adapt_own_channels, adapt_stats, body_groups, check_image_size, check_weights,
-    count_features, create_model, find_entry, is_transformer, model_summary, own_network, PACKAGED,
-    packaged_net, PACKAGED_STATS, remove_end, timm_body, torchvision_body, Weights,
+    count_features, create_model, find_entry, fitting_data, is_transformer, model_summary,
+    own_network, PACKAGED, packaged_net, PACKAGED_STATS, remove_end, timm_body, torchvision_body,
+    Weights,
 )
 from lessonkit.model.bodies import (
     block_groups, build_network, Call, copy_structure, count_dimensions, find_chain, fitting_size,
-    image_sizes, looks_untrained, make_body, registered_name, run_network, watch_calls,
-    without_last,
+    image_sizes, ImageSizeError, looks_untrained, make_body, registered_name, run_network,
+    watch_calls, without_last,
 )
+from .linear import feature_stats, make_folds, PENALTIES, Solution, solve_linear
 
 # %% ../../nbs/model/99_model.ipynb #0baae645
 _all_ = [
@@ -36,8 +43,12 @@ _all_ = [
     "weights_unavailable", "WeightsUnavailable", "adapt_channels", "adapt_stats", "body_groups",
     "count_features", "create_model", "model_summary", "PACKAGED", "packaged_net",
     "PACKAGED_STATS", "remove_end", "timm_body", "torchvision_body", "adapt_own_channels",
-    "check_image_size", "check_weights", "find_entry", "is_transformer", "own_network", "Weights",
+    "check_image_size", "fitting_data", "check_weights", "find_entry", "is_transformer",
+    "own_network", "Weights",
     "block_groups", "build_network", "Call", "copy_structure", "count_dimensions", "find_chain",
-    "fitting_size", "image_sizes", "looks_untrained", "make_body", "registered_name",
-    "run_network", "watch_calls", "without_last", "ASSETS", "bundled_weights", "not_bundled",
+    "fitting_size", "image_sizes", "ImageSizeError", "looks_untrained", "make_body",
+    "registered_name", "run_network", "watch_calls", "without_last", "ASSETS", "bundled_weights",
+    "not_bundled", "AveragePool", "check_head", "EarlyPart", "HEADS", "LatePart", "LinearHead",
+    "make_head", "Standardize", "feature_stats", "make_folds", "PENALTIES", "Solution",
+    "solve_linear",
 ]

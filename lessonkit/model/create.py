@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Weights', 'PACKAGED', 'PACKAGED_STATS', 'remove_end', 'body_groups', 'is_transformer', 'check_weights', 'find_entry',
            'torchvision_body', 'packaged_net', 'timm_body', 'adapt_channels', 'adapt_stats', 'own_network',
-           'count_features', 'adapt_own_channels', 'create_model', 'check_image_size', 'model_summary']
+           'count_features', 'adapt_own_channels', 'create_model', 'check_image_size', 'model_summary', 'fitting_data']
 
 # %% ../../nbs/model/03_create.ipynb #237f21af
 import os
@@ -23,12 +23,12 @@ from ..core.checks import did_you_mean, number, short_repr, switch, whole_number
 from ..core.interrupts import entered
 from ..core.names import similar_names
 from ..core.rng import evaluating, preserve_modes, torch_lock
-from ..data.image_data import imagenet_stats, Stats
+from ..data.image_data import ImageData, imagenet_stats, Stats
 from lessonkit.model.bodies import (
-    block_groups, build_network, count_dimensions, fitting_size, looks_untrained, make_body,
-    registered_name, run_network,
+    block_groups, build_network, count_dimensions, fitting_size, ImageSizeError, looks_untrained,
+    make_body, registered_name, run_network,
 )
-from .classifier import Classifier
+from .classifier import check_head, Classifier
 from lessonkit.model.weights import (
     bundled_weights, load_state, load_weights, not_bundled, timm_folders, torchvision_weights,
     weights_unavailable,
@@ -303,26 +303,41 @@ def _network_and_name(
     from_torchvision = name == arch and name in models.list_models(module=models)
     return *(torchvision_body if from_torchvision else timm_body)(name, weights), name
 
+# %% ../../nbs/model/03_create.ipynb #76cad7f3
+def _choose_head(head: str | Callable | None, ps: float | None, source: str) -> tuple[Any, float]:
+    "The head, and its dropout. Raises `ValueError` for dropout where there is none."
+    given, head = head, head or ("linear" if source else "mlp")
+    if ps is None: return head, .5
+    if head == "mlp": return head, ps
+    why = "a pretrained body gets" if given is None else "this model gets"
+    kind = "a linear one" if isinstance(head, str) else "your own"
+    raise ValueError(f"ps={ps:g} is the dropout of the two-layer head, and {why} {kind}: pass "
+                     'head="mlp" for the two layers, or leave ps out')
+
 # %% ../../nbs/model/03_create.ipynb #f6e1126c
 def create_model(
     arch: str | nn.Module | Callable | None = None, # name, "timm:NAME", own network; None: from pip
     n_out: int = 2, # numbers to predict: one for each class, label or value
     weights: Weights = "pretrained", # or "lessonkit", a file, torchvision's entry; None: random
     stats: Stats | None = None, # of pixels; None: those that the weights were trained with
-    ps: float = .5, # dropout of the head
+    ps: float | None = None, # dropout of the two-layer head; None: .5
     train_bn: bool = False, # let all batch normalization learn, averages included?
     seed: int = 42, # of the weights that start at random
     channels: int = 3, # of the images
     size: int | None = None, # of the images, in pixels; None: any that the network takes
+    head: str | Callable | None = None, # "linear", "mlp", or own, (n_features, n_out) -> module
 ) -> Classifier: # frozen up to the head if its body is pretrained
-    "A body and a new head. Raises `WeightsUnavailable`, or `ValueError` for an unsuitable network."
+    "A body and a new head. Raises `WeightsUnavailable`, or `ValueError` for what doesn't fit."
     check_weights(weights)
+    if head is not None: check_head(head)
     n_out, channels = whole_number("n_out", n_out), whole_number("channels", channels)
     seed, size = whole_number("seed", seed, 0, 2**63 - 2), size and whole_number("size", size)
-    ps, train_bn = number("ps", ps, least=0, most=1), switch("train_bn", train_bn)
+    if ps is not None: ps = number("ps", ps, least=0, most=1)
+    train_bn = switch("train_bn", train_bn)
     with entered(preserve_modes(), torch_lock, torch.random.fork_rng(devices=[])):
         torch.default_generator.manual_seed(seed)  # those of GPUs stay as they are
         body, own_stats, source, name = _network_and_name(arch, weights)
+        head, ps = _choose_head(head, ps, source)
         own, pooled = name.startswith("own:"), False
         if own: adapt_own_channels(body, channels, name)
         else: adapt_channels(body, channels)
@@ -330,7 +345,8 @@ def create_model(
         else: nf = count_features(body, channels, name, size)
         stats, groups = adapt_stats(stats or own_stats, channels), body_groups(body, pooled)
         torch.default_generator.manual_seed(seed + 1)  # the head is the same whatever the body drew
-        model = Classifier(body, nf, n_out, stats, groups, name, source, ps, train_bn, pooled)
+        model = Classifier(body, nf, n_out, stats, groups, name, source, ps, train_bn, pooled,
+                           head)
     return model.freeze_to(-1 if source else 0)
 
 def check_image_size(
@@ -356,7 +372,7 @@ def model_summary(
     x = torch.zeros(1, model.channels, size, size, device=next(model.parameters()).device)
     with entered(evaluating(model), torch.inference_mode()):  # a hook sees all threads
         for group, modules in model.groups:
-            for module in list(model.head) if group == "head" else modules:
+            for module in _top_layers(model.head) if group == "head" else modules:
                 if isinstance(module, nn.ParameterList): rows.append(_loose_row(group, module))
                 else: watch(group, module)
         try: model(x)
@@ -365,6 +381,10 @@ def model_summary(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/model/03_create.ipynb #0428bfa9
+def _top_layers(head: nn.Module) -> list[nn.Module]:
+    "The layers of a head, which may be a single one."
+    return list(head) if isinstance(head, nn.Sequential) and len(head) else [head]
+
 def _loose_row(group: str, parameters: nn.ParameterList) -> dict:
     "A row for parameters that belong to no layer."
     trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -376,3 +396,15 @@ def _summary_row(group: str, name: str, module: nn.Module, out: Tensor) -> dict:
     return dict(group=group, layer=f"{name} ({type(module).__name__})",
                 output="x".join(map(str, out.shape[1:])), parameters=sum(n for n, _ in counts),
                 trained=sum(n for n, is_trained in counts if is_trained))
+
+# %% ../../nbs/model/03_create.ipynb #40c36c75
+def fitting_data(
+    data: ImageData, # left as it is
+    create: Callable[[int], Any], # makes or tries a network for images of a size
+) -> tuple[ImageData, Any]: # the data, resized if the network needs it; what `create` returned
+    "Data that a network takes. Raises `ImageSizeError` if you chose a size that it doesn't take."
+    try: return data, create(data.size)
+    except ImageSizeError as e:
+        if data.size_chosen: raise
+        data = data.resized_for_network(e.fitting)
+    return data, create(data.size)

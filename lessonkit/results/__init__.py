@@ -12,15 +12,16 @@ __all__ = ['add_class_columns', 'add_failed_rows', 'images_to_predict', 'is_sing
            'view_places', 'accuracy', 'accuracy_multi', 'classification_arrays', 'compute_scores', 'default_metrics',
            'error_rate', 'fbeta', 'is_correct', 'mae', 'metric_name', 'mse', 'rmse', 'check_metrics', 'column_mode',
            'higher_is_better', 'lower_is_better', 'metric_mode', 'metric_names', 'metric_value', 'TABLE_COLUMNS',
-           'accuracy_interval', 'compare_errors', 'Comparison', 'error_interval', 'Interval', 'mcnemar_p',
-           'require_same_items', 'wilson_bounds', 'wilson_interval', 'class_index', 'correct_indices', 'in_cell',
-           'incorrect_indices', 'most_correct', 'most_incorrect', 'most_uncertain', 'one_per_class', 'random_correct',
-           'random_incorrect', 'top_losses', 'binary_arrays', 'classification_report', 'confusion_matrix', 'Curve',
-           'most_confused', 'precision_recall', 'roc', 'accepted_indices', 'apply_temperature', 'bin_edges',
-           'calibrate', 'Calibration', 'calibration_error', 'chance_calibration_error', 'check_temperature',
-           'confidence', 'crossfit_temperatures', 'decide_or_abstain', 'fit_temperature', 'fold_temperature', 'nll',
-           'reliability', 'risk_coverage', 'search_temperature', 'temperature_interval', 'TEMPERATURES',
-           'threshold_for', 'body_of', 'capture_activations', 'class_numbers', 'grad_cam', 'heat_maps']
+           'accuracy_interval', 'compare_errors', 'Comparison', 'describe_effect', 'error_interval', 'Interval',
+           'mcnemar_p', 'require_same_items', 'wilson_bounds', 'wilson_interval', 'class_index', 'correct_indices',
+           'in_cell', 'incorrect_indices', 'most_correct', 'most_incorrect', 'most_uncertain', 'one_per_class',
+           'random_correct', 'random_incorrect', 'top_losses', 'binary_arrays', 'classification_report',
+           'confusion_matrix', 'Curve', 'most_confused', 'precision_recall', 'roc', 'accepted_indices',
+           'apply_temperature', 'bin_edges', 'calibrate', 'Calibration', 'calibration_error',
+           'chance_calibration_error', 'check_temperature', 'confidence', 'crossfit_temperatures', 'decide_or_abstain',
+           'fit_temperature', 'fold_temperature', 'nll', 'reliability', 'risk_coverage', 'search_temperature',
+           'temperature_interval', 'TEMPERATURES', 'threshold_for', 'body_of', 'capture_activations', 'class_numbers',
+           'grad_cam', 'heat_maps']
 
 # %% ../../nbs/results/99_results.ipynb #59f7f2e4
 from lessonkit.results.preds import (
@@ -41,8 +42,8 @@ from lessonkit.results.metrics import (
     metric_mode, metric_name, metric_names, metric_value, mse, rmse, TABLE_COLUMNS,
 )
 from lessonkit.results.intervals import (
-    accuracy_interval, compare_errors, Comparison, error_interval, Interval, mcnemar_p,
-    require_same_items, wilson_bounds, wilson_interval,
+    accuracy_interval, compare_errors, Comparison, describe_effect, error_interval, Interval,
+    mcnemar_p, require_same_items, wilson_bounds, wilson_interval,
 )
 from lessonkit.results.selections import (
     class_index, correct_indices, in_cell, incorrect_indices, most_correct, most_incorrect,
@@ -74,7 +75,8 @@ _all_ = [
     "accuracy_multi", "classification_arrays", "compute_scores", "default_metrics", "error_rate",
     "fbeta", "is_correct", "mae", "metric_name", "mse", "rmse", "check_metrics", "column_mode",
     "higher_is_better", "lower_is_better", "metric_mode", "metric_names", "metric_value",
-    "TABLE_COLUMNS", "accuracy_interval", "compare_errors", "Comparison", "error_interval",
+    "TABLE_COLUMNS", "accuracy_interval", "compare_errors", "Comparison",
+    "describe_effect", "error_interval",
     "Interval", "mcnemar_p", "require_same_items", "wilson_bounds", "wilson_interval",
     "class_index", "correct_indices", "in_cell", "incorrect_indices", "most_correct",
     "most_incorrect", "most_uncertain", "one_per_class", "random_correct", "random_incorrect",

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['wilson_bounds', 'Interval', 'wilson_interval', 'error_interval', 'accuracy_interval', 'mcnemar_p',
-           'require_same_items', 'Comparison', 'compare_errors']
+           'require_same_items', 'Comparison', 'compare_errors', 'describe_effect']
 
 # %% ../../nbs/results/04_intervals.ipynb #d63e1f82
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .metrics import is_correct
+from .metrics import compute_scores, is_correct
 from .preds import Preds, require_preds
 
 # %% ../../nbs/results/04_intervals.ipynb #b6692ea5
@@ -135,3 +136,14 @@ def compare_errors(
     gained, lost = (now & ~was).sum().item(), (was & ~now).sum().item()
     return Comparison(error_interval(before, level), error_interval(after, level),
                       gained, lost, mcnemar_p(gained, lost))
+
+# %% ../../nbs/results/04_intervals.ipynb #86ac69c8
+def describe_effect(
+    plain: Preds, # predictions without it
+    blend: Preds, # predictions with it, for the same images
+    metrics: Sequence[Callable], # functions of `Preds`
+) -> str:
+    "What a change of the predictions did, in words."
+    if blend.kind == "single": return str(compare_errors(plain, blend))
+    before, after = compute_scores(plain, metrics), compute_scores(blend, metrics)
+    return ", ".join(f"{name} {after[name]:.6g} (plain {before[name]:.6g})" for name in after)

@@ -9,15 +9,18 @@ __all__ = ['check_cut_div', 'check_divisors', 'check_momentum', 'check_pieces', 
            'triangular', 'triangular_momentum', 'as_device', 'best_precision', 'cpu_has_bf16', 'Engine',
            'EngineProtocol', 'free_cached_memory', 'is_out_of_memory', 'keep_freed_memory', 'memory_advice',
            'model_outputs', 'OutOfMemory', 'pick_device', 'pick_precision', 'PRECISIONS', 'trains_grouped_convs',
-           'ViewFunc', 'with_same_weights', 'backward_batch', 'LossFunc', 'make_optimizer', 'MixFunc', 'Phase',
-           'set_rates', 'Step', 'train_steps', 'FitRecord', 'History', 'smooth_loss', 'align_row', 'format_row',
-           'format_time', 'ProgressTable', 'table_html', 'body_features', 'clear_features', 'evict_features',
-           'feature_dir', 'FEATURE_LIMIT', 'feature_metadata', 'feature_path', 'FEATURE_SOURCES', 'FEATURE_SUFFIX',
-           'FeatureLoader', 'IGNORED_SETTINGS', 'load_features', 'loader_metadata', 'noise_features', 'precompute',
-           'save_features', 'source_digest', 'tensor_versions', 'why_not_precompute', 'longest_fall', 'lr_find_phase',
-           'LRFind', 'preserve_state', 'record_until_divergence', 'run_lr_finder', 'slide_start', 'suggest_rates',
-           'fine_tune_phases', 'Plan', 'Progress', 'check_optimizer', 'check_settings', 'ClassWeights',
-           'data_fingerprint', 'describe_changes', 'KeptFeatures', 'read_class_weights', 'Trainer', 'copy_weights',
+           'ViewFunc', 'with_same_weights', 'activation_bytes', 'MEMORY_LIMIT', 'micro_batch', 'mixes_images',
+           'passes_to_divide', 'PROCESS_BYTES', 'backward_batch', 'LossFunc', 'make_optimizer', 'MixFunc',
+           'PenaltyFunc', 'Phase', 'set_rates', 'Step', 'train_steps', 'FitRecord', 'History', 'smooth_loss',
+           'align_row', 'format_row', 'format_time', 'ProgressTable', 'table_html', 'body_features', 'clear_features',
+           'evict_features', 'feature_dir', 'FEATURE_LIMIT', 'feature_metadata', 'feature_path', 'FEATURE_SOURCES',
+           'FEATURE_SUFFIX', 'FeatureLoader', 'frozen_part', 'FrozenPart', 'IGNORED_SETTINGS', 'load_features',
+           'loader_metadata', 'MAPS_LIMIT', 'noise_features', 'precompute', 'save_features', 'source_digest',
+           'tensor_versions', 'why_not_precompute', 'longest_fall', 'lr_find_phase', 'LRFind', 'preserve_state',
+           'record_until_divergence', 'run_lr_finder', 'slide_start', 'suggest_rates', 'fine_tune_phases', 'Plan',
+           'Progress', 'SOLVED_LR', 'solved_rates', 'check_options', 'TrainOptions', 'TUNE_LR', 'tuning_rate',
+           'check_optimizer', 'check_settings', 'ClassWeights', 'data_fingerprint', 'describe_changes', 'KeptFeatures',
+           'read_class_weights', 'Trainer', 'solver_targets', 'describe_best', 'note_parts', 'copy_weights',
            'note_small_batches', 'UnreadableImages', 'readable_batches', 'smallest_batch', 'OptimizerState', 'Run',
            'run_phase', 'RunningPhase', 'StopReason', 'changed_inputs', 'check_same_model', 'check_weights',
            'Checkpoint', 'checkpoint_metadata', 'input_settings', 'load_checkpoint', 'model_file', 'read_run',
@@ -35,9 +38,12 @@ from lessonkit.train.engine import (
     is_out_of_memory, keep_freed_memory, memory_advice, model_outputs, OutOfMemory, pick_device,
     pick_precision, PRECISIONS, trains_grouped_convs, ViewFunc, with_same_weights,
 )
+from lessonkit.train.memory import (
+    activation_bytes, MEMORY_LIMIT, micro_batch, mixes_images, passes_to_divide, PROCESS_BYTES,
+)
 from lessonkit.train.loop import (
-    backward_batch, LossFunc, make_optimizer, MixFunc, Phase, readable_batches, set_rates,
-    smallest_batch, Step, train_steps,
+    backward_batch, LossFunc, make_optimizer, MixFunc, PenaltyFunc, Phase, readable_batches,
+    set_rates, smallest_batch, Step, train_steps,
 )
 from .history import FitRecord, History, smooth_loss
 from lessonkit.train.progress import (
@@ -45,22 +51,25 @@ from lessonkit.train.progress import (
 )
 from lessonkit.train.features import (
     body_features, clear_features, evict_features, feature_dir, FEATURE_LIMIT, feature_metadata,
-    feature_path, FEATURE_SOURCES, FEATURE_SUFFIX, FeatureLoader, IGNORED_SETTINGS, load_features,
-    loader_metadata, noise_features, precompute, save_features, source_digest, tensor_versions,
-    why_not_precompute,
+    feature_path, FEATURE_SOURCES, FEATURE_SUFFIX, FeatureLoader, frozen_part, FrozenPart,
+    IGNORED_SETTINGS, load_features, loader_metadata, MAPS_LIMIT, noise_features, precompute,
+    save_features, source_digest, tensor_versions, why_not_precompute,
 )
 from lessonkit.train.lr_finder import (
     longest_fall, lr_find_phase, LRFind, preserve_state, record_until_divergence, run_lr_finder,
     slide_start, suggest_rates,
 )
-from .plans import fine_tune_phases, Plan, Progress
+from lessonkit.train.plans import (
+    check_options, fine_tune_phases, Plan, Progress, SOLVED_LR, solved_rates, TrainOptions,
+    TUNE_LR, tuning_rate,
+)
 from lessonkit.train.trainer import (
     check_optimizer, check_settings, ClassWeights, data_fingerprint, describe_changes,
-    KeptFeatures, read_class_weights, Trainer,
+    KeptFeatures, read_class_weights, solver_targets, Trainer,
 )
 from lessonkit.train.run import (
-    copy_weights, note_small_batches, OptimizerState, Run, run_phase, RunningPhase, StopReason,
-    UnreadableImages,
+    copy_weights, describe_best, note_parts, note_small_batches, OptimizerState, Run, run_phase,
+    RunningPhase, StopReason, UnreadableImages,
 )
 from lessonkit.train.checkpoints import (
     changed_inputs, check_same_model, check_weights, Checkpoint, checkpoint_metadata,
@@ -77,17 +86,23 @@ _all_ = [
     "best_precision", "cpu_has_bf16", "Engine", "EngineProtocol", "free_cached_memory",
     "is_out_of_memory", "keep_freed_memory", "memory_advice", "model_outputs", "OutOfMemory",
     "pick_device", "pick_precision", "PRECISIONS", "trains_grouped_convs",
-    "ViewFunc", "with_same_weights", "backward_batch", "LossFunc", "make_optimizer", "MixFunc",
-    "Phase", "set_rates", "Step", "train_steps", "FitRecord", "History", "smooth_loss",
+    "ViewFunc", "with_same_weights", "activation_bytes", "MEMORY_LIMIT", "micro_batch",
+    "mixes_images", "passes_to_divide", "PROCESS_BYTES", "backward_batch", "LossFunc",
+    "make_optimizer", "MixFunc", "PenaltyFunc", "Phase", "set_rates", "Step", "train_steps",
+    "FitRecord", "History", "smooth_loss",
     "align_row", "format_row", "format_time", "ProgressTable", "table_html", "body_features",
     "clear_features", "evict_features", "feature_dir", "FEATURE_LIMIT", "feature_metadata",
-    "feature_path", "FEATURE_SOURCES", "FEATURE_SUFFIX", "FeatureLoader", "IGNORED_SETTINGS",
-    "load_features", "loader_metadata", "noise_features", "precompute", "save_features",
-    "source_digest", "tensor_versions", "why_not_precompute", "longest_fall", "lr_find_phase",
+    "feature_path", "FEATURE_SOURCES", "FEATURE_SUFFIX", "FeatureLoader", "frozen_part",
+    "FrozenPart", "IGNORED_SETTINGS", "load_features", "loader_metadata", "MAPS_LIMIT",
+    "noise_features", "precompute", "save_features", "source_digest", "tensor_versions",
+    "why_not_precompute", "longest_fall", "lr_find_phase",
     "LRFind", "preserve_state", "record_until_divergence", "run_lr_finder", "slide_start",
-    "suggest_rates", "fine_tune_phases", "Plan", "Progress", "check_optimizer", "check_settings",
+    "suggest_rates", "fine_tune_phases", "Plan", "Progress",
+    "SOLVED_LR", "solved_rates", "check_options", "TrainOptions", "TUNE_LR", "tuning_rate",
+    "check_optimizer", "check_settings",
     "ClassWeights", "data_fingerprint", "describe_changes", "KeptFeatures", "read_class_weights",
-    "Trainer", "copy_weights", "note_small_batches", "UnreadableImages", "readable_batches",
+    "Trainer", "solver_targets", "describe_best", "note_parts", "copy_weights",
+    "note_small_batches", "UnreadableImages", "readable_batches",
     "smallest_batch", "OptimizerState", "Run", "run_phase", "RunningPhase", "StopReason",
     "changed_inputs", "check_same_model", "check_weights", "Checkpoint", "checkpoint_metadata",
     "input_settings", "load_checkpoint", "model_file", "read_run", "redirect_run",

@@ -196,13 +196,15 @@ class Engine:
         clip: float | None = None, # longest gradient, above 0; None: no limit
     ) -> bool: # False if the step was skipped because 16-bit gradients overflowed
         "Move the weights and clear the gradients."
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if clip is not None:
             self.scaler.unscale_(optimizer)
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, clip)
         scale = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
+        # Fused optimizers leave this out, and then weights that have moved look unchanged.
+        torch.autograd.graph.increment_version(p for p in parameters if p.grad is not None)
         optimizer.zero_grad(set_to_none=True)
         return self.scaler.get_scale() >= scale  # it is lowered after a skipped step
 
@@ -306,18 +308,34 @@ def model_outputs(
     return outputs if views else outputs[0]
 
 # %% ../../nbs/train/01_engine.ipynb #64c65205
+_AT_ONCE = 4_000_000  # numbers that go into a model at once on a CPU, as in 16 images at 288 px
+
+def _in_parts(part: Callable, x: Tensor, engine: EngineProtocol) -> Tensor:
+    "The outputs for a batch. On a CPU, a few large images go through at a time."
+    if engine.device.type != "cpu" or x.numel() <= _AT_ONCE: return engine.forward(part, x)
+    fitting = max(1, _AT_ONCE // x[0].numel())
+    count = -(-len(x) // fitting)  # rounded up
+    return torch.cat([engine.forward(part, some) for some in x.chunk(count)])
+
 def _run_batches(model: nn.Module, loader: Loader, engine: EngineProtocol, part: Callable,
                  views: Sequence[ViewFunc]) -> Tensor: # (views,n,...)
-    outputs = []
+    outputs, done = None, 0
     opened = closing(loader.batches(ahead=engine.ahead))
     with entered(preserve_modes(), torch.inference_mode(), opened) as batches:
         for number, batch in enumerate(batches):
-            batch, of_views = replace(batch, x=batch.x.to(engine.device, non_blocking=True)), []
-            for view in views:
+            batch = replace(batch, x=batch.x.to(engine.device, non_blocking=True))
+            for k, view in enumerate(views):
                 x = view(batch, number)
-                with evaluating(model): of_views.append(engine.forward(part, x).cpu())
-            outputs.append(torch.stack(of_views))
-    return torch.cat(outputs, 1).clone()  # a clone can be used where gradients are wanted
+                with evaluating(model): y = _in_parts(part, x, engine).cpu()
+                if outputs is None: outputs = _room_like(y, len(views), loader.n)
+                outputs[k, done:done + len(x)] = y
+            done += len(x)
+    return outputs
+
+def _room_like(y: Tensor, *shape: int) -> Tensor: # on the CPU
+    "Room for outputs of all items, so that they needn't be copied when all of them are there."
+    with entered(torch.inference_mode(False)):  # it can be used where gradients are wanted
+        return torch.empty(*shape, *y.shape[1:], dtype=y.dtype)
 
 # %% ../../nbs/train/01_engine.ipynb #887309d0
 def keep_freed_memory() -> bool: # was anything changed?

