@@ -99,7 +99,7 @@ def passes_to_divide(
 
 # %% ../../nbs/train/02_memory.ipynb #88784691
 MEMORY_LIMIT = 3e9  # bytes: of the whole process while it trains on a CPU
-PROCESS_BYTES = 1.4e9  # of those, for Python, torch, the kit, and gaps between tensors
+PROCESS_BYTES = 1.6e9  # of those, for Python, torch, the kit, and gaps between tensors
 
 def micro_batch(
     model: nn.Module, # to be trained; it isn't changed
