@@ -725,7 +725,7 @@ def test_tests_without_images_are_refused(flat):
 # Settings.
 
 WRONG = dict(
-    size=(0, 32., "32", None, True, [32]), presize=(48., 300.5, "48", 8, True, 0),
+    size=(0, 32., "32", True, [32]), presize=(48., 300.5, "48", 8, True, 0),
     bs=(2.5, "8", 0, -1, None, True, 70.), threads=(-3, "4", 1.5, 0),
     workers=(-1, "4", 1.5, True), channels=(0, "3", 3., None),
     augment=(True, "side_on", augmentations, [augmentations()], lambda x: x),
