@@ -200,11 +200,13 @@ class Engine:
         if clip is not None:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, clip)
+        # Fused optimizers leave this out, and then weights that have moved look unchanged. It comes
+        # first, so that an interrupt can't leave weights that have moved without it.
+        moving = [p for p in parameters if p.grad is not None]
+        torch.autograd.graph.increment_version(moving)
         scale = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
-        # Fused optimizers leave this out, and then weights that have moved look unchanged.
-        torch.autograd.graph.increment_version(p for p in parameters if p.grad is not None)
         optimizer.zero_grad(set_to_none=True)
         return self.scaler.get_scale() >= scale  # it is lowered after a skipped step
 
