@@ -37,10 +37,13 @@ class Normalize(nn.Module):
         return torch.addcmul(-self.mean / self.std, x, 1 / self.std)
 
 # %% ../../nbs/model/00_classifier.ipynb #188c13e4
-def _check_map(x: Any):
-    if isinstance(x, Tensor): return
-    raise TypeError(f"the network puts out a {type(x).__name__} in training mode, and a "
-                    "tensor otherwise: let it return its features alone")
+def _places_of(x: Any) -> tuple[int, ...]:
+    "The dimensions of a map that are places, none if it is pooled. Raises `TypeError`."
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the network puts out a {type(x).__name__} in training mode, and a "
+                        "tensor otherwise: let it return its features alone")
+    if x.ndim == 2: return ()
+    return (2, 3) if x.ndim == 4 else (1,)
 
 class AveragePool(nn.Module):
     "The average over all places."
@@ -48,9 +51,8 @@ class AveragePool(nn.Module):
         x: Tensor, # (n,nf,h,w) float; or (n,tokens,nf); or (n,nf), which is pooled already
     ) -> Tensor: # (n,nf) float, at least 32 bits; pooled features as they are
         "Pool a map of features. Raises `TypeError` for what is no tensor."
-        _check_map(x)
-        if x.ndim == 2: return x
-        places = (2, 3) if x.ndim == 4 else 1
+        places = _places_of(x)
+        if not places: return x
         return x.mean(places, dtype=torch.promote_types(x.dtype, torch.float32))
 
 # %% ../../nbs/model/00_classifier.ipynb #0ade7c2c
@@ -60,9 +62,8 @@ class ConcatPool(nn.Module):
         x: Tensor, # (n,nf,h,w) float; or (n,tokens,nf); or (n,nf), which is pooled already
     ) -> Tensor: # (n, 2 * nf) float: the maxima, then the averages; pooled features as they are
         "Pool a map of features. Raises `TypeError` for what is no tensor."
-        _check_map(x)
-        if x.ndim == 2: return x
-        places = (2, 3) if x.ndim == 4 else 1
+        places = _places_of(x)
+        if not places: return x
         return torch.cat([x.amax(places), x.mean(places)], 1)
 
 # %% ../../nbs/model/00_classifier.ipynb #661063bf

@@ -67,7 +67,11 @@ def feature_stats(
     "Mean and standard deviation of each feature, at least a tenth of usual. Raises `ValueError`."
     x = _stack_copies(x.detach().cpu(), copies)
     usable, weights = _usable(x, weights)
-    x, shares = x[:, usable].double(), weights[usable] / (weights[usable].sum() * len(x))
+    return _stats_of(x[:, usable].double(), weights[usable])
+
+def _stats_of(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    "The same of images that are usable: (copies,n,nf) and (n,) float64."
+    shares = weights / (weights.sum() * len(x))
     mean = torch.einsum("cnf,n->f", x, shares)
     std = torch.einsum("cnf,n->f", (x - mean).square_(), shares).sqrt()
     std[std <= 1e-6 * mean.abs()] = 0  # what is left of a constant is rounding
@@ -343,12 +347,13 @@ def solve_linear(
     if len(y) != x.shape[1]:
         raise ValueError(f"there are features of {x.shape[1]} images, and targets of {len(y)}")
     usable, weights = _usable(x, weights)
-    mean, std = feature_stats(x, weights)
     plain = torch.autocast("cpu", enabled=False)
     with entered(preserve_modes(), torch.inference_mode(False), torch.enable_grad(), plain):
         missing, weights = int((weights[~usable] > 0).sum()), weights[usable]
+        x = x[:, usable].double()
+        mean, std = _stats_of(x, weights)
         shares = torch.cat([weights] * len(x)) / (weights.sum() * len(x))
-        copies, x = len(x), x[:, usable].double().sub_(mean).div_(std).flatten(0, 1)
+        copies, x = len(x), x.sub_(mean).div_(std).flatten(0, 1)
         x, axes, squares = _rotate(x, shares)
         images = _Images(x.unflatten(0, (copies, -1)), y[usable].clone(), weights, squares, losses)
         start, loss = _no_features(images, n_out)
