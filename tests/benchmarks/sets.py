@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import emit, peak_mb, solar_cells
+from common import emit, interval, peak_mb, solar_cells
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -124,18 +124,11 @@ def scores(preds):
 
 
 def pooled_features(learn, loader, mirrored=False):
-    "(n,nf): what the learner's body computes of images without augmentation, averaged over places."
-    import torch
-    from lessonkit.data.augment import to_inputs
-    from lessonkit.model.classifier import AveragePool
-    body = torch.nn.Sequential(learn.model.normalize, learn.model.body, AveragePool()).eval()
-    found = []
-    with torch.inference_mode():
-        for batch in loader.batches():
-            x = to_inputs(batch, loader, learn.engine.device)
-            x = x.flip(3) if mirrored else x
-            found.append(learn.engine.forward(body, x).float().cpu())
-    return torch.cat(found).numpy()
+    "(n,nf): what a linear head would see of images without augmentation, averaged over places."
+    from lessonkit.train.features import body_features
+    def of_mirror_image(x): return learn.model.features(x.flip(3))
+    compute = of_mirror_image if mirrored else None
+    return body_features(learn.model, loader, learn.engine, compute=compute).float().numpy()
 
 
 def image_folds(y, copies):
@@ -191,6 +184,8 @@ def add_arguments(parser, name):
     parser.add_argument("--out", type=Path, default=Path(f"out/benchmarks/{name}.jsonl"))
     parser.add_argument("--go-on", action="store_true", help="keep the lines that --out has")
     parser.add_argument("--table", nargs="+", type=Path, help="only print the table of such files")
+    parser.add_argument("--try", dest="try_out", action="store_true",
+                        help="does it run? worthless numbers")
 
 
 class Lines:
@@ -201,10 +196,10 @@ class Lines:
         self.rows = read_lines([path]) if go_on and path.exists() else []
         if not self.rows: path.write_text("")
 
-    def has(self, **row):
-        return any(all(r[k] == row[k] for k in self.keys) for r in self.rows)
-
-    def add(self, **row):
+    def fill(self, key, measure, *args):
+        "Measure what the line with this key has to say, unless there is one."
+        if any(all(r[k] == key[k] for k in self.keys) for r in self.rows): return
+        row = key | measure(*args)
         self.rows.append(row)
         with open(self.path, "a") as f: f.write(json.dumps(row) + "\n")
         emit(**row)
@@ -224,15 +219,6 @@ def paired(rows, base, value="accuracy"):
     "Differences in points, on the same splits."
     of = {r["seed"]: r[value] for r in base}
     return [100 * (r[value] - of[r["seed"]]) for r in rows if r["seed"] in of]
-
-
-def interval(differences):
-    "Mean, and half the width of its 95% interval (Student's t)."
-    from scipy.stats import t
-    mean, sd = spread(differences)
-    if len(differences) < 2: return mean, float("nan")
-    n = len(differences)
-    return mean, float(t.ppf(.975, n - 1)) * sd / n ** .5
 
 
 def difference_cells(rows, base, value="accuracy"):

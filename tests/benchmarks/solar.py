@@ -130,8 +130,8 @@ def run(seed, args, out):
     gentle = Augment(flip_vert=args.turns, max_rotate=3., max_zoom=1.05, max_warp=0.,
                      max_lighting=.1, p_affine=.5, p_lighting=.5)
     augmented = replace(plain, train=replace(plain.train, augment=gentle, bs=args.bs))
-    learn = Learner(plain, metrics=diary.metric, smoothing=args.smoothing, seed=seed, cache=False,
-                    show=False)
+    learn = Learner(plain, head="mlp", metrics=diary.metric, smoothing=args.smoothing, seed=seed,
+                    cache=False, show=False)
 
     def stage(name, epochs, rates):
         if not epochs: return

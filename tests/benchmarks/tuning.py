@@ -115,8 +115,6 @@ def parse_arguments():
     parser.add_argument("--size", type=int, help="of the images, in pixels; default: the kit's")
     parser.add_argument("--epochs", type=int, default=3, help="of fine_tune")
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
-    parser.add_argument("--try", dest="try_out", action="store_true",
-                        help="does it run? worthless numbers")
     args = parser.parse_args()
     if args.try_out:
         args.every, args.size, args.splits, args.epochs = 5, 64, 2, 1
@@ -133,8 +131,7 @@ def main():
         for seed in range(args.splits):
             for way in args.ways:
                 key = dict(set=images.name, size=args.size, seed=seed, way=way)
-                if lines.has(**key): continue
-                lines.add(**key, **run_apart(run, images, args.size, seed, way, args))
+                lines.fill(key, run_apart, run, images, args.size, seed, way, args)
     show_table(lines.rows)
     print(machine(), versions("lessonkit"))
 
