@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300            # seconds for a library notebook; they are meant to take seconds
 LESSON_LIMIT = 1800    # and for a lesson, on one core of a busy machine
 FEW = 6                # if no notebook has changed, `make quick` takes one in so many
-LEAVE = shutil.ignore_patterns(".ipynb_checkpoints")
+LEAVE = shutil.ignore_patterns(".ipynb_checkpoints", "models")
 
 
 def notebooks():
