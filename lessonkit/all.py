@@ -6,18 +6,19 @@
 __all__ = ['accuracy', 'accuracy_interval', 'accuracy_multi', 'apply_temperature', 'Augment', 'augmentations', 'calibrate',
            'calibration_error', 'check', 'check_images', 'classification_report', 'clear_features', 'compare_errors',
            'confusion_matrix', 'correct_indices', 'create_model', 'cycle_ends', 'datasets', 'decide_or_abstain',
-           'duplicate_groups', 'error_interval', 'error_rate', 'fbeta', 'feature_dir', 'find_duplicates', 'flat_cos',
-           'grad_cam', 'group_rates', 'heat_maps', 'higher_is_better', 'hint', 'image_files', 'ImageData',
-           'imagenet_stats', 'ImageReadError', 'incorrect_indices', 'Learner', 'lower_is_better', 'mae',
-           'make_optimizer', 'model_summary', 'models', 'most_confused', 'most_correct', 'most_incorrect',
-           'most_uncertain', 'mse', 'NotebookFigure', 'one_cycle', 'one_cycle_momentum', 'one_per_class', 'open_image',
-           'Path', 'Phase', 'plot_cell', 'plot_confusion_matrix', 'plot_correct', 'plot_duplicates', 'plot_incorrect',
-           'plot_items', 'plot_loss', 'plot_lr_find', 'plot_metrics', 'plot_most_correct', 'plot_most_incorrect',
+           'download_images', 'duplicate_groups', 'error_interval', 'error_rate', 'fbeta', 'feature_dir',
+           'find_duplicates', 'flat_cos', 'grad_cam', 'group_rates', 'heat_maps', 'higher_is_better', 'hint',
+           'image_files', 'ImageCleaner', 'ImageData', 'imagenet_stats', 'ImageReadError', 'incorrect_indices',
+           'Learner', 'load_classifier', 'LivePlot', 'lower_is_better', 'LRPicker', 'mae', 'make_optimizer',
+           'model_summary', 'models', 'most_confused', 'most_correct', 'most_incorrect', 'most_uncertain', 'mse',
+           'NotebookFigure', 'one_cycle', 'one_cycle_momentum', 'one_per_class', 'open_image', 'Path', 'Phase', 'phone',
+           'plot_cell', 'plot_confusion_matrix', 'plot_correct', 'plot_duplicates', 'plot_incorrect', 'plot_items',
+           'plot_loss', 'plot_lr_find', 'plot_metrics', 'plot_most_correct', 'plot_most_incorrect',
            'plot_most_uncertain', 'plot_precision_recall', 'plot_reliability', 'plot_risk_coverage', 'plot_roc',
            'plot_schedule', 'plot_top_losses', 'precision_recall', 'precompute', 'Preds', 'random_correct',
            'random_incorrect', 'reliability', 'resnet18', 'resnet34', 'resnet50', 'risk_coverage', 'rmse', 'sample',
            'seed_everything', 'sgdr', 'show_batch', 'show_images', 'show_results', 'solution', 'split_leaks', 'Stats',
-           'threshold_for', 'to_inputs', 'top_losses', 'train_steps', 'triangular', 'WeightsUnavailable',
+           'threshold_for', 'to_inputs', 'top_losses', 'train_steps', 'triangular', 'TryIt', 'WeightsUnavailable',
            'wilson_interval']
 
 # %% ../nbs/30_all.ipynb #c50809c9
@@ -28,11 +29,14 @@ from torchvision.models import resnet18, resnet34, resnet50
 
 from .core.rng import seed_everything
 from .course.exercises import check, hint, solution
-from .data import datasets, sample
+from .data import datasets, phone, sample
 from .data.augment import Augment, augmentations, to_inputs
+from .data.checks import check_images
+from .data.downloads import download_images
 from .data.duplicates import duplicate_groups, find_duplicates, split_leaks
 from .data.image_data import ImageData, imagenet_stats, Stats
-from .data.images import check_images, image_files, ImageReadError, open_image
+from .data.images import image_files, ImageReadError, open_image
+from .export.exported import load_classifier
 from .learner import Learner
 from .model.create import create_model, model_summary
 from .model.weights import WeightsUnavailable
@@ -70,6 +74,10 @@ from .train.loop import make_optimizer, Phase, train_steps
 from lessonkit.train.schedules import (
     cycle_ends, flat_cos, group_rates, one_cycle, one_cycle_momentum, sgdr, triangular,
 )
+from .widgets.cleaner import ImageCleaner
+from .widgets.live_plot import LivePlot
+from .widgets.lr_picker import LRPicker
+from .widgets.try_it import TryIt
 
 # %% ../nbs/30_all.ipynb #84b3c704
 _all_ = [
@@ -77,20 +85,24 @@ _all_ = [
     "augmentations", "calibrate", "calibration_error", "check", "check_images",
     "classification_report", "clear_features", "compare_errors", "confusion_matrix",
     "correct_indices", "create_model", "cycle_ends", "datasets", "decide_or_abstain",
-    "duplicate_groups", "error_interval", "error_rate", "fbeta", "feature_dir", "find_duplicates",
+    "download_images", "duplicate_groups", "error_interval", "error_rate", "fbeta", "feature_dir",
+    "find_duplicates",
     "flat_cos", "grad_cam", "group_rates", "heat_maps", "higher_is_better", "hint",
-    "image_files", "ImageData",
-    "imagenet_stats", "ImageReadError", "incorrect_indices", "Learner", "lower_is_better", "mae",
+    "image_files", "ImageCleaner", "ImageData",
+    "imagenet_stats", "ImageReadError", "incorrect_indices", "Learner", "load_classifier",
+    "LivePlot", "lower_is_better", "LRPicker", "mae",
     "make_optimizer",
     "model_summary", "models", "most_confused", "most_correct", "most_incorrect", "most_uncertain",
     "mse", "NotebookFigure", "one_cycle", "one_cycle_momentum", "one_per_class", "open_image",
-    "Path", "Phase", "plot_cell", "plot_confusion_matrix", "plot_correct", "plot_duplicates",
+    "Path", "Phase", "phone", "plot_cell", "plot_confusion_matrix", "plot_correct",
+    "plot_duplicates",
     "plot_incorrect", "plot_items", "plot_loss", "plot_lr_find", "plot_metrics",
     "plot_most_correct", "plot_most_incorrect", "plot_most_uncertain", "plot_precision_recall",
     "plot_reliability", "plot_risk_coverage", "plot_roc", "plot_schedule", "plot_top_losses",
     "precision_recall", "precompute", "Preds", "random_correct", "random_incorrect", "reliability",
     "resnet18", "resnet34", "resnet50", "risk_coverage", "rmse", "sample", "seed_everything",
     "sgdr", "show_batch", "show_images", "show_results", "solution", "split_leaks", "Stats",
-    "threshold_for", "to_inputs", "top_losses", "train_steps", "triangular", "WeightsUnavailable",
+    "threshold_for", "to_inputs", "top_losses", "train_steps", "triangular", "TryIt",
+    "WeightsUnavailable",
     "wilson_interval",
 ]

@@ -27,6 +27,7 @@ from .data.image_data import ImageData, Stats
 from .data.images import image_files
 from .data.loader import Loader
 from .data.mixing import Mix
+from .export.exported import export_model
 from .model.classifier import Classifier, Normalize
 from lessonkit.model.create import (
     adapt_stats, check_image_size, create_model, fitting_data, model_summary, Weights,
@@ -39,7 +40,7 @@ from lessonkit.plot.scores import (
     plot_confusion_matrix, plot_precision_recall, plot_reliability, plot_risk_coverage, plot_roc,
 )
 from .plot.training import plot_loss, plot_lr_find, plot_metrics, plot_schedule
-from .results.calibration import calibrate, Calibration, fold_temperature, TEMPERATURES
+from .results.calibration import calibrate_model, Calibration, calibration_of
 from .results.explain import heat_maps
 from .results.intervals import describe_effect
 from .results.metrics import check_metrics, column_mode, compute_scores
@@ -117,6 +118,7 @@ class _Parts:
                                seed, cache, show, copies, memory_limit)
         self.history, self.run, self.model_dir = History(), None, model_dir
         self.predictions = PredictionCache()
+        self._calibrated = None, ""  # what was found, and the digest of the calibrated weights
         self.trainer.say(repr(self))
         self._tell_size(given)
 
@@ -323,18 +325,29 @@ class _Predicting(_Saving):
 
     def calibrate(self) -> Calibration:
         "Make the probabilities fit the validation set (temperature scaling, Guo et al. 2017)."
-        for _ in range(5):
-            versions = tensor_versions(self.model)
-            found = calibrate(self.get_preds())
-            fits = found.temperature < TEMPERATURES[1]
-            with torch_lock:
-                if tensor_versions(self.model) != versions: continue  # another thread was faster
-                if fits: fold_temperature(self.model.head, found.temperature)
-            self.trainer.say(str(found))
-            if not fits: self.trainer.say("the model is left as it is")
-            return found
-        raise RuntimeError("the weights change while the model is being calibrated: wait until "
-                           "the thread that trains it has finished")
+        found, digest = calibrate_model(self.model, self.get_preds)
+        if digest: self._calibrated = found, digest
+        self.trainer.say(str(found) if digest else f"{found}\nthe model is left as it is")
+        return found
+
+    @property
+    def calibration(self) -> Calibration | None:
+        "What `calibrate` found; None without it, or if the weights have changed since."
+        return calibration_of(self.model, *self._calibrated)
+
+    def export(self,
+        file: str | Path, # to write; the ending .safetensors is added if it isn't there
+        threshold: float | None = None, # least probability of an answer (or of each label), 0 to 1
+    ) -> Path: # the file
+        """Write one file that `load_classifier` predicts from, without the training images.
+
+        Raises `ValueError` for your own networks and heads, whose code can't be exported.
+        """
+        with preserve_modes(), torch_lock:  # others may use the model meanwhile
+            model, calibration = copy.deepcopy(self.model), self.calibration
+            preds = self.predictions.get("valid", self.model, self.data)
+        return export_model(file, model, self.data, threshold, calibration, preds, self.metrics,
+                            self.show)
 
     def heat_maps(self,
         idx: Sequence[int], # positions in the validation set
@@ -634,8 +647,7 @@ class Learner(_Training):
 
     def summary(self): # pandas.DataFrame
         "Print the totals; return a table of the parts of the model."
-        frozen = self.model.frozen
-        groups = [f"{name} {'frozen' if i < frozen else 'trained'}"
+        groups = [f"{name} {'frozen' if i < self.model.frozen else 'trained'}"
                   for i, name in enumerate(self.group_names)]
         print(f"{self!r}\nlayer groups: {', '.join(groups)}; "
               f"optimizer {self.trainer.optimizer}, weight decay {self.trainer.wd:g}")

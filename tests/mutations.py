@@ -154,6 +154,68 @@ MUTATIONS = [
      "tensors = state.tensors if state else {}",
      ["tests/test_resume.py::test_checkpoints_after_epochs_only"]),
 
+    ("an interrupted observer counts as a step half done",
+     "train/run",
+     "record.unscored is None and not self.observers.running",
+     "record.unscored is None",
+     ["tests/test_observers.py::"
+      "test_a_second_ctrl_c_in_an_observer_raises_and_resume_is_exact[2]"]),
+
+    ("an observer that was interrupted counts for the next step, too",
+     "train/run",
+     "self.observers = Observers(trainer.observers)",
+     "self.observers.given = trainer.observers",
+     ["tests/test_observers.py::"
+      "test_a_second_ctrl_c_in_the_step_after_counts_as_half_done"]),
+
+    ("observers get the row itself",
+     "train/progress",
+     'dict(happened) if event == "epoch" else happened',
+     "happened",
+     ["tests/test_observers.py::test_a_changed_row_is_a_copy"]),
+
+    ("an observer that fails is called again",
+     "train/progress",
+     "self.failed.append(observer)",
+     "pass",
+     ["tests/test_observers.py::test_one_that_raises_is_left_out[7]"]),
+
+    ("an observer that fails ends training",
+     "train/progress",
+     "except Exception as e: self._leave_out",
+     "except KeyError as e: self._leave_out",
+     ["tests/test_observers.py::test_one_that_raises_is_left_out[7]"]),
+
+    ("observers get the scores, and not the row",
+     "train/run",
+     "observers.epoch(row, record)",
+     "observers.epoch(scores, record)",
+     ["tests/test_observers.py::test_one_method_is_enough"]),
+
+    ("a live plot stays an observer",
+     "widgets/live_plot",
+     "if observer is not self]",
+     "if observer is not None]",
+     ["tests/test_notebooks.py::test_module[widgets/04_live_plot.ipynb]"]),
+
+    ("a live plot draws at every step",
+     "widgets/live_plot",
+     "max(self.every, _SHARE * (now - began))",
+     "0",
+     ["tests/test_notebooks.py::test_module[widgets/04_live_plot.ipynb]"]),
+
+    ("the slider moves the line and not the rate",
+     "widgets/lr_picker",
+     'self._lr = min(max(change["new"], low), high)',
+     'self._lr = self._lr',
+     ["tests/test_notebooks.py::test_module[widgets/03_lr_picker.ipynb]"]),
+
+    ("a photo at the threshold gets no answer",
+     "plot/prediction",
+     "probs.max() < threshold",
+     "probs.max() <= threshold",
+     ["tests/test_notebooks.py::test_module[plot/06_prediction.ipynb]"]),
+
     ("smallest losses first",
      "results/selections",
      "preds.losses.sort(descending=largest",
@@ -305,6 +367,74 @@ MUTATIONS = [
      'label, part == "train") for f',
      ["tests/test_datasets.py::test_dogs_and_cats_become_image_data"]),
 
+    ("an archive writes above its folder",
+     "data/archives",
+     'if ".." in parts: raise',
+     'if "..." in parts: raise',
+     ["tests/test_archives.py::test_hostile_archives_are_refused_and_leave_nothing[tar: dots]"]),
+
+    ("a link leads out of an archive's folder",
+     "data/archives",
+     'inside.split("/")[0] == ".."',
+     'inside.split("/")[0] == "..."',
+     ["tests/test_archives.py::test_hostile_archives_are_refused_and_leave_nothing"
+      "[tar: link out]"]),
+
+    ("a bomb is unpacked",
+     "data/archives",
+     "if self.size > self.limit:",
+     "if self.size < 0:",
+     ["tests/test_archives.py::test_hostile_archives_are_refused_and_leave_nothing[zip: bomb]"]),
+
+    ("a header is as long as it likes",
+     "data/archives",
+     "if self.count > self.allowed: raise",
+     "if self.count < 0: raise",
+     ["tests/test_archives.py::test_hostile_archives_take_no_memory"]),
+
+    ("a damaged header is the end of an archive",
+     "data/archives",
+     'if not buf.strip(b"\\0"): raise',
+     "raise",
+     ["tests/test_archives.py::test_hostile_archives_are_refused_and_leave_nothing"
+      "[tar: size that is no number]"]),
+
+    ("an archive is unpacked in its place",
+     "data/archives",
+     "try: _fill(beside, archive, show)",
+     "try: os.rmdir(beside); beside = folder; folder.mkdir(); _fill(beside, archive, show)",
+     ["tests/test_kills.py::test_an_unpacking_killed_at_a_random_byte[zip]"]),
+
+    ("parts of two versions of a file are joined",
+     "data/downloads",
+     "return same_total and version in (None, note.get(\"version\"))",
+     "return same_total",
+     ["tests/test_downloads.py::test_the_file_is_right_in_the_end[a part of another version]"]),
+
+    ("a note describes bytes of another version",
+     "data/downloads",
+     """        self.path.unlink(missing_ok=True)
+        note = dict(address=self.address, version=version, total=total)
+        write_atomic(self.note, json.dumps(note).encode())
+""",
+     """        note = dict(address=self.address, version=version, total=total)
+        write_atomic(self.note, json.dumps(note).encode())
+        self.path.unlink(missing_ok=True)
+""",
+     ["tests/test_kills.py::test_a_changed_file_killed_at_each_step"]),
+
+    ("a checksum is not compared",
+     "data/downloads",
+     "if found != value: return",
+     "if not found: return",
+     ["tests/test_downloads.py::test_a_wrong_checksum_leaves_nothing"]),
+
+    ("a web page is a data set",
+     "data/downloads",
+     "if is_page: problem =",
+     "if False: problem =",
+     ["tests/test_downloads.py::test_what_is_no_good_is_refused[a web page]"]),
+
     ("confusion matrix on its side",
      "results/scores",
      "preds.targets*c + preds.pred",
@@ -411,9 +541,45 @@ MUTATIONS = [
 
     ("every format that Pillow knows is opened",
      "data/formats",
-     "return name in FORMATS and _optional_formats().get(name, True)",
-     "return _optional_formats().get(name, True)",
+     "return name in FORMATS and _built_into_pillow().get(name, True)",
+     "return _built_into_pillow().get(name, True)",
      ["tests/test_images.py::test_a_pillow_image_of_another_format_is_refused"]),
+
+    ("a HEIC file that was cut off seems whole",
+     "data/formats",
+     'return at == size and {b"ftyp", b"mdat"} <= kinds',
+     "return True",
+     ["tests/test_images.py::test_cut_files_are_found_by_the_quick_check[heic-HEIF-options14]"]),
+
+    ("HEIC is passed over in silence",
+     "data/images",
+     'if name in FORMATS or name == "raw": skipped.setdefault',
+     'if name == "raw": skipped.setdefault',
+     ["tests/test_messy_folders.py::test_heic_is_never_passed_over_in_silence[from_folder]"]),
+
+    ("photos without an ending are passed over",
+     "data/images",
+     "if name is None and not _has_ending(entry.name): name = _detected(entry.path)",
+     "pass",
+     ["tests/test_messy_folders.py::test_a_messy_test_folder"]),
+
+    ("thumbnails of a system are photos",
+     "data/images",
+     'return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS',
+     'return name.startswith(".")',
+     ["tests/test_messy_folders.py::test_files_of_equal_names_keep_their_labels"]),
+
+    ("a Mac's names are other names",
+     "data/folders",
+     "return next(filter(os.path.lexists, others), found)",
+     "return found",
+     ["tests/test_messy_folders.py::test_tables_come_in_many_forms[a Mac's names]"]),
+
+    ("only what can't be read is a problem",
+     "data/checks",
+     "problems = _surprises(path, pixel_range)",
+     "problems = []",
+     ["tests/test_messy_folders.py::test_surprises_are_named"]),
 
     ("threads decode as much as they like",
      "data/formats",
@@ -553,4 +719,126 @@ MUTATIONS = [
      "axes if basis is None else basis @ axes",
      "axes if basis is None else basis",
      ["tests/test_linear.py::test_fewer_images_than_features_lose_nothing"]),
+
+    ("undo takes back the oldest edit of a file",
+     "data/corrections",
+     "for i in reversed(range(len(left))) if left[i].file",
+     "for i in range(len(left)) if left[i].file",
+     ["tests/test_corrections.py::test_it_reads_what_it_wrote"]),
+
+    ("an edit is acknowledged before it is on disk",
+     "data/corrections",
+     "os.fsync(f.fileno())",
+     "f.fileno()",
+     ["tests/test_corrections.py::test_a_full_disk_changes_nothing"]),
+
+    ("half of an edit stays on a full disk",
+     "data/corrections",
+     "os.ftruncate(f.fileno(), len(content))",
+     "f.fileno()",
+     ["tests/test_corrections.py::test_a_full_disk_changes_nothing"]),
+
+    ("an edit is added to a line that was cut off",
+     "data/corrections",
+     'begin = b"" if content.endswith(b"\\n") else b"\\n"',
+     'begin = b""',
+     ["tests/test_corrections.py::test_a_line_that_was_cut_off_spoils_no_other"]),
+
+    ("a journal is begun in any file",
+     "data/corrections",
+     "if tuple(_cells(first)[:4]) != _COLUMNS:",
+     "if False:",
+     ["tests/test_corrections.py::test_other_files_are_left_alone"]),
+
+    ("dropped images move the split",
+     "data/corrections",
+     "positions_after(keep, self.valid_idx)",
+     "self.valid_idx[keep[self.valid_idx]]",
+     ["tests/test_corrections.py::test_every_factory_keeps_the_split"]),
+
+    ("opened images stay with their positions",
+     "data/corrections",
+     "kept = {i: loader._kept[at[path]]",
+     "kept = {i: loader._kept[i]",
+     ["tests/test_notebooks.py::test_module[data/10_corrections.ipynb]"]),
+
+    ("a correction that was undone stays",
+     "data/image_data",
+     "start = self.originals or self._as_they_are()",
+     "start = self._as_they_are()",
+     ["tests/test_corrections.py::test_made_corrected_and_corrected_later_are_the_same"]),
+
+    ("keeping a corrected label notes the model's",
+     "results/cleaning",
+     "return self.relabel(label)",
+     "return self.relabel(self.current.predicted or label)",
+     ["tests/test_cleaning.py::test_any_clicks_in_any_session_are_remembered"]),
+
+    ("two labels for one image come last",
+     "results/cleaning",
+     "key=lambda pair: not pair[0]",
+     "key=lambda pair: pair[0]",
+     ["tests/test_cleaning.py::test_two_labels_for_one_image_come_first"]),
+
+    ("the end of an exported file isn't checked",
+     "export/files",
+     "digest.update(content[place.stop:])",
+     "digest.update(content[place.stop:-8])",
+     ["tests/test_export.py::test_tampered_files_are_refused",
+      "tests/test_export.py::test_truncated_files_are_refused"]),
+
+    ("a newer format is read as if it were known",
+     "export/files",
+     "if number > EXPORT_FORMAT:",
+     "if number > EXPORT_FORMAT + 1:",
+     ["tests/test_export.py::test_newer_formats_are_refused"]),
+
+    ("a name from a file is used without looking it up",
+     "export/settings",
+     'if settings.library == "timm" and _in_timm(arch):',
+     'if settings.library == "timm":',
+     ["tests/test_export.py::test_no_name_in_a_file_imports_anything[timm]"]),
+
+    ("a file may ask for any number of outputs",
+     "export/settings",
+     "    _check_outputs(settings, weights)\n",
+     "",
+     ["tests/test_export.py::test_a_few_bytes_get_no_large_network"]),
+
+    ("a changed network is exported by its name",
+     "export/settings",
+     "<= 1e-3 * (1 + old.abs().max())",
+     "<= 1e9 * (1 + old.abs().max())",
+     ["tests/test_export.py::test_a_network_that_was_changed_is_not_exported["
+      "change_an_activation]"]),
+
+    ("weights that are nan are exported",
+     "export/settings",
+     "if not t.isfinite().all()]",
+     "if not t.isfinite().any()]",
+     ["tests/test_notebooks.py::test_module[export/01_settings.ipynb]"]),
+
+    ("a calibration is remembered after training",
+     "results/calibration",
+     "unchanged = calibration and tensor_digest(model.state_dict().items()) == digest",
+     "unchanged = calibration and digest",
+     ["tests/test_export.py::test_a_calibration_is_forgotten_when_the_weights_change"]),
+
+    ("labels apply above one half, whatever the threshold",
+     "export/exported",
+     "return predict_one(self.model, item, self.loader, self.engine, self.task, threshold)",
+     "return predict_one(self.model, item, self.loader, self.engine, self.task)",
+     ["tests/test_export.py::test_a_label_applies_above_the_threshold"]),
+
+    ("images that fail are forgotten by the exit code",
+     "__main__",
+     "if not preds.failed: return DONE",
+     "return DONE",
+     ["tests/test_command_line.py::test_broken_images_are_in_the_table"]),
+
+    ("answers belong to other rows",
+     "__main__",
+     "preds.index.tolist())",
+     "range(len(preds)))",
+     ["tests/test_notebooks.py::test_module[40_main.ipynb]"]),
 ]

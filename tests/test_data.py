@@ -19,7 +19,7 @@ from lessonkit.data import sample
 from lessonkit.data.augment import augmentations, to_inputs
 from lessonkit.data.image_data import DEFAULT_SIZE, ImageData
 from lessonkit.data.images import (
-    check_images, image_files, ImageReadError, MODES, open_image, open_pixels, to_mode,
+    image_files, ImageReadError, MODES, open_image, open_pixels, to_mode, unreadable_images,
 )
 from lessonkit.data.loader import even_batches, Loader
 from lessonkit.data.splits import split_indices
@@ -487,7 +487,7 @@ def test_channels_are_resized_one_by_one(tmp_path_factory, h, w, channels, size,
     for i in range(channels):
         assert (pixels[..., i] == np.asarray(open_image(a[..., i], size, 1)[0])).all()
     assert (open_pixels(a, None, channels)[0] == a).all()
-    assert check_images([path], channels=channels) == {}
+    assert unreadable_images([path], channels=channels) == {}
     if channels > 2:  # as Pillow does it with three at once
         rgb = open_image(a[..., :3], size)[0]
         assert (np.asarray(rgb) == pixels[..., :3]).all()
@@ -534,11 +534,11 @@ def test_arrays_that_do_not_fit_are_named(tmp_path):
     files = image_files(tmp_path, channels=6)
     assert len(files) == 6
     assert image_files(tmp_path) == []
-    reasons = check_images(files, channels=6)
+    reasons = unreadable_images(files, channels=6)
     assert len(reasons) == 6
     assert "(float64) go from 7 to 7" in reasons[tmp_path / "float.npy"]
     assert "shape (4, 4, 5)" in reasons[five]
-    unreadable = {p.stem for p in check_images(files, channels=5)}
+    unreadable = {p.stem for p in unreadable_images(files, channels=5)}
     assert unreadable == {"float", "line", "objects", "short", "text"}
     for f in files:
         with pytest.raises(ImageReadError, match=f.name): open_pixels(f, 4, 6)

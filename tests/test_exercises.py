@@ -13,13 +13,16 @@ import pytest
 import test_exercises_01
 import test_exercises_02
 import test_exercises_03
+import test_exercises_04
 import test_exercises_05
 from lessonkit.course import exercises, lesson_1
 from lessonkit.course.exercises import check, hint, solution
 
 EXERCISES = exercises.load_exercises()
 RIGHT, WRONG = {}, {}
-for lesson in (test_exercises_01, test_exercises_02, test_exercises_03, test_exercises_05):
+LESSONS = (test_exercises_01, test_exercises_02, test_exercises_03, test_exercises_04,
+           test_exercises_05)
+for lesson in LESSONS:
     RIGHT |= lesson.RIGHT
     WRONG |= lesson.WRONG
 

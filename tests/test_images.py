@@ -13,8 +13,8 @@ from lessonkit.data import formats
 from lessonkit.data.formats import FORMATS, limit_decoding
 from lessonkit.data.image_data import ImageData
 from lessonkit.data.images import (
-    check_images, image_files, ImageReadError, open_image, open_pixels, passed_over,
-    suggest_pixel_range,
+    image_files, ImageReadError, open_image, open_pixels, passed_over, suggest_pixel_range,
+    unreadable_images,
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
@@ -25,6 +25,10 @@ KINDS = [  # endings, formats as Pillow calls them, and options for saving
     ("webp", "WEBP", dict(lossless=True)), ("ppm", "PPM", {}), ("tga", "TGA", {}),
     ("tga", "TGA", dict(compression="tga_rle")), ("avif", "AVIF", {}), ("jp2", "JPEG2000", {}),
 ]
+if formats.can_open("HEIF"):
+    from pillow_heif import register_heif_opener
+    register_heif_opener()  # to save them
+    KINDS.append(("heic", "HEIF", {}))
 
 
 def photo(width=60, height=44, key=0):
@@ -62,7 +66,7 @@ def test_other_formats_are_never_opened(tmp_path, content, ending, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", no_program)
     path = tmp_path / f"cat.{ending}"
     path.write_bytes(content)
-    for full in (False, True): assert [*check_images([path], full)] == [path]
+    for full in (False, True): assert [*unreadable_images([path], full)] == [path]
     for source in (path, str(path), content, io.BytesIO(content)):
         with pytest.raises(ImageReadError): open_image(source, 32)
 
@@ -90,7 +94,7 @@ def test_only_regular_files_are_opened(tmp_path):
     expected = dict(pipe="a pipe", zero="a device", folder="a folder", socket="a socket")
     for name, kind in expected.items():
         path = tmp_path / f"{name}.jpg"
-        for full in (False, True): assert f"it is {kind}" in check_images([path], full)[path]
+        for full in (False, True): assert f"it is {kind}" in unreadable_images([path], full)[path]
         with pytest.raises(ImageReadError, match=f"{name}.jpg.*it is {kind}"): open_pixels(path, 9)
     listening.close()
 
@@ -103,7 +107,7 @@ def test_content_decides(tmp_path, ending, format, options):
     for other in ("jpg", "png", ending):
         (tmp_path / f"a.{other}").write_bytes(content)
         assert (pixels_of(tmp_path / f"a.{other}") == expected).all()
-        assert check_images([tmp_path / f"a.{other}"]) == {}
+        assert unreadable_images([tmp_path / f"a.{other}"]) == {}
 
 
 def test_more_formats_can_be_allowed(tmp_path):
@@ -232,8 +236,8 @@ def test_other_numbers_need_a_range(tmp_path, values, pixel_range):
         assert (seen.min(), seen.max()) == (0, 255)
         assert len(np.unique(seen)) > 200
     for full in (False, True):
-        assert "pixel_range" in check_images([tmp_path / "a.tif"], full)[tmp_path / "a.tif"]
-    assert check_images([tmp_path / "a.tif"], pixel_range=pixel_range) == {}
+        assert "pixel_range" in unreadable_images([tmp_path / "a.tif"], full)[tmp_path / "a.tif"]
+    assert unreadable_images([tmp_path / "a.tif"], pixel_range=pixel_range) == {}
 
 
 def test_data_of_twelve_bits(tmp_path):
@@ -279,7 +283,7 @@ def test_links_are_followed_and_files_listed_once(tmp_path):
     names = [f.relative_to(root).as_posix() for f in image_files(root)]
     folders = [f"{folder}/{i}.png" for folder in ("cat", "fox", "owl/er") for i in range(3)]
     assert names == sorted([*folders, "blob.png", "gone.png", "self.png"])
-    bad = check_images(image_files(root))
+    bad = unreadable_images(image_files(root))
     assert {f.name for f in bad} == {"gone.png", "self.png"}
     assert "link" in bad[root / "gone.png"]
     reasons = passed_over(root)
@@ -290,16 +294,19 @@ def test_links_are_followed_and_files_listed_once(tmp_path):
 def test_what_is_passed_over_is_named(tmp_path):
     (tmp_path / "fox").mkdir()
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
-    (tmp_path / "fox" / "no_ending").write_bytes(saved(photo(), "JPEG"))
+    for name in ("no_ending", "ending.odd"):
+        (tmp_path / "fox" / name).write_bytes(saved(photo(), "JPEG"))
     (tmp_path / "fox" / "raw.NEF").write_bytes(b"II*\0" + bytes(40))
     (tmp_path / "notes.txt").write_text("BMP")
     (tmp_path / "a.xyz").write_text("BM")
     (tmp_path / "ok.png").write_bytes(saved(photo(), "PNG"))
-    expected = {"no_ending", "raw.NEF"}
+    expected = {"ending.odd", "raw.NEF"}
     for name in ("IMG_1.HEIC", "IMG_2"): (tmp_path / "fox" / name).write_bytes(heic)
     if not formats.can_open("HEIF"): expected |= {"IMG_1.HEIC", "IMG_2"}
     reasons = {p.name: reason for p, reason in passed_over(tmp_path).items()}
     assert reasons.keys() == expected
+    with pytest.warns(UserWarning, match="1 camera raw file is left out .raw.NEF.: convert"):
+        assert tmp_path / "fox" / "no_ending" in image_files(tmp_path)
     assert all("convert" in r or "rename" in r for r in reasons.values())
 
 
@@ -313,8 +320,8 @@ def test_cut_files_are_found_by_the_quick_check(tmp_path, ending, format, option
     for share in (.05, .3, .5, .7, .9, .97, rng.random(), rng.random()):
         path.write_bytes(content[:int(share * len(content))])
         try: open_image(path)
-        except ImageReadError: assert [*check_images([path])] == [path], share
-        else: assert check_images([path]) == {}, share
+        except ImageReadError: assert [*unreadable_images([path])] == [path], share
+        else: assert unreadable_images([path]) == {}, share
 
 
 def damaged(content, name, rng):
@@ -342,7 +349,7 @@ def test_pixels_survive_damaged_notes(tmp_path, format, names):
             path.write_bytes(damaged(content, name, rng))
             seen = pixels_of(path.read_bytes())
             assert (seen == turned).all() or (seen == turned[::-1, ::-1]).all(), name
-            assert check_images([path]) == {}, name
+            assert unreadable_images([path]) == {}, name
 
 
 @pytest.mark.parametrize("kind, body, checksum", [
@@ -355,7 +362,7 @@ def test_all_checks_pass_over_damaged_notes(tmp_path, kind, body, checksum):
     note = struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", checksum)
     path.write_bytes(content[:33] + note + content[33:])
     assert open_image(path)[0].size == (9, 5)
-    assert [check_images([path], full) for full in (False, True)] == [{}, {}]
+    assert [unreadable_images([path], full) for full in (False, True)] == [{}, {}]
 
 
 # ---- memory
@@ -392,16 +399,16 @@ def test_images_beyond_the_limit_are_refused_by_name(tmp_path, small_limit, cont
     path.write_bytes(content)
     with pytest.raises(ImageReadError, match=r"big.img.*0.02 GB.*call limit_decoding\(1\)"):
         open_image(path)
-    if not content.startswith(b"\xff\xd8"): assert [*check_images([path])] == [path]
+    if not content.startswith(b"\xff\xd8"): assert [*unreadable_images([path])] == [path]
     limit_decoding(1)
     assert open_pixels(path, 10)[0].shape == (10, 10, 3)
-    assert check_images([path]) == {}
+    assert unreadable_images([path]) == {}
 
 
 def test_a_large_jpeg_that_is_wanted_small_fits(tmp_path, small_limit):
     Image.new("RGB", (3000, 3000)).save(tmp_path / "a.jpg")
     assert open_pixels(tmp_path / "a.jpg", 200)[0].shape == (200, 200, 3)
-    assert check_images([tmp_path / "a.jpg"]) == {}
+    assert unreadable_images([tmp_path / "a.jpg"]) == {}
 
 
 MEASURED = """
@@ -433,7 +440,7 @@ def test_too_many_pixels_for_pillow(tmp_path):
     path.write_bytes(png(15_000, 15_000))
     with pytest.raises(ImageReadError, match="bomb.png.*225000000 pixels.*MAX_IMAGE_PIXELS"):
         open_image(path)
-    assert [*check_images([path])] == [path]
+    assert [*unreadable_images([path])] == [path]
 
 
 def test_a_budget_is_shared_and_never_exceeded():
@@ -463,6 +470,6 @@ def test_ctrl_c_stops_the_check_within_half_a_second(tmp_path, full):
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt, match="none was changed"):
-            check_images([tmp_path / "a.png"] * 100_000, full, threads=2)
+            unreadable_images([tmp_path / "a.png"] * 100_000, full, threads=2)
         assert time.monotonic() - pressed[0] < .5
     finally: signal.signal(signal.SIGINT, before)

@@ -538,6 +538,16 @@ def test_run_lesson(tmp_path):
     assert "something" in (tmp_path / "out/01_x.html").read_text()
 
 
+def test_an_executed_lesson_shows_the_pictures_of_widgets(tmp_path):
+    view = {run_lesson.WIDGET: dict(model_id="1"), "text/html": "<b>a picture</b>"}
+    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb",
+                      f"from IPython.display import display\ndisplay({view}, raw=True)")
+    run_lesson.execute(lesson, tmp_path / "out")
+    shown = nbformat.read(tmp_path / "out/01_x.ipynb", 4).cells[0].outputs[0].data
+    assert shown == {"text/html": "<b>a picture</b>"}
+    assert "<b>a picture</b>" in (tmp_path / "out/01_x.html").read_text()
+
+
 def test_run_lesson_stops_at_an_error(tmp_path):
     lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "1/0", "print('final error rate: 0%')")
     with pytest.raises(SystemExit, match="ZeroDivisionError"):
@@ -568,9 +578,9 @@ def requirement_name(requirement): return re.match(r"[\w-]+", requirement)[0]
 
 
 def for_users(toml):
-    "What a user may install: the dependencies, and the extras solar and lab."
+    "What a user may install: the dependencies, and the extras solar, lab and heic."
     extras = toml["optional-dependencies"]
-    return toml["dependencies"] + extras["solar"] + extras["lab"]
+    return toml["dependencies"] + extras["solar"] + extras["lab"] + extras["heic"]
 
 
 def test_settings_and_pyproject_agree(toml):

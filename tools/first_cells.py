@@ -66,7 +66,7 @@ import torch
 if torch.cuda.is_available(): print("GPU:", torch.cuda.get_device_name())
 else: print("No GPU found. Everything works without one, but takes longer.")'''
 # Lessons that show the photographs of solar cells (91 MB): only they install them.
-WITH_SOLAR = ["01_pets"]
+WITH_SOLAR = ["01_pets", "04_own_data"]
 BADGES_ID, INSTALL_ID = "badges", "get-the-kit"   # of the cells
 
 

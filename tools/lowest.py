@@ -3,8 +3,8 @@
     python tools/lowest.py > lowest.txt
     python -m pip install -c lowest.txt -e ".[dev]"
 
-Only what users install counts: the package's own dependencies and the extras solar and lab. The
-tools of developers are as new as elsewhere.
+Only what users install counts: the package's own dependencies and the extras solar, lab and heic.
+The tools of developers are as new as elsewhere.
 """
 import tomllib
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ["solar", "lab"]
+EXTRAS = ["solar", "lab", "heic"]
 
 
 def lowest(root):

@@ -14,6 +14,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDGET = "application/vnd.jupyter.widget-view+json"
 RESULT = "final error rate"   # the last cell of a lesson prints one line that begins like this
 
 
@@ -70,11 +71,19 @@ def run_cells(nb, folder, limit):
     quiet = ["--IPKernelApp.log_level=ERROR"]
     client = NotebookClient(
         nb, kernel_manager_class=Kernel, kernel_name="python3", extra_arguments=quiet,
-        timeout=limit, resources={"metadata": {"path": str(folder)}},
+        timeout=limit, resources={"metadata": {"path": str(folder)}}, store_widget_state=False,
         on_cell_start=starts, on_cell_executed=ends)
     try: client.execute()
     except CellExecutionError as error: return error
+    finally: leave_out_widgets(nb)
     return None
+
+
+def leave_out_widgets(nb):
+    "Keep the pictures of widgets only: of a widget whose kernel is gone, Jupyter shows nothing."
+    for output in (o for cell in nb.cells for o in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if "text/html" in data: data.pop(WIDGET, None)
 
 
 def printed_lines(nb):

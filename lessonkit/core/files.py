@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'as_path', 'write_atomic', 'remove_leftovers', 'content_digest', 'fingerprint', 'tensor_digest',
-           'plain_metadata', 'CheckpointError', 'save_tensors', 'read_safetensors', 'read_metadata', 'load_tensors',
-           'some_of', 'warn_always', 'home_dir', 'cache_dir']
+           'plain_metadata', 'CheckpointError', 'unshared_tensors', 'save_tensors', 'read_bytes', 'parse_safetensors',
+           'read_safetensors', 'read_metadata', 'load_tensors', 'some_of', 'warn_always', 'home_dir', 'cache_dir']
 
 # %% ../../nbs/core/04_files.ipynb #60905eca
 import hashlib
@@ -238,8 +238,10 @@ def _split_checksum(text: str) -> tuple[str, str]:
     return ("{" + text[match.end():], match[1]) if match else (text, "")
 
 # %% ../../nbs/core/04_files.ipynb #0e8aa73c
-def _own_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The same on the CPU. Where two share memory, as tied weights do, one is copied."
+def unshared_tensors(
+    tensors: dict[str, Tensor], # by name, on any device
+) -> dict[str, Tensor]: # on the CPU, contiguous, as the format needs them
+    "The same tensors. Where two share memory, as tied weights do, one is copied."
     own, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().cpu().contiguous()
@@ -258,7 +260,7 @@ def save_tensors(
     Raises `OSError` with advice, and `TypeError` for metadata that can't be saved.
     """
     from safetensors.torch import save
-    plain = _own_tensors(tensors)
+    plain = unshared_tensors(tensors)
     content = save(plain, metadata={"lessonkit": _add_checksum(_to_json(metadata), plain)})
     try:
         remove_leftovers(path)
@@ -300,18 +302,30 @@ def _tensor_views(header: dict, data: Tensor) -> dict[str, Tensor]:
     if end != len(data): raise ValueError(f"its tensors take {end} bytes, and it has {len(data)}")
     return tensors
 
-def read_safetensors(
-    path: Path, # of a file in the safetensors format
-) -> tuple[dict[str, Tensor], dict[str, str]]: # the tensors, in memory, and the metadata
-    "Read a whole safetensors file. Raises `OSError`, or `ValueError` if it is damaged."
+def read_bytes(
+    path: Path, # of a file
+) -> np.ndarray: # (n,) uint8
+    "All bytes of a file. Raises `OSError`, or `ValueError` if it gets shorter meanwhile."
     with open(path, "rb") as f:
         content = np.empty(os.fstat(f.fileno()).st_size, np.uint8)
         if f.readinto(content) != len(content): raise ValueError("it got shorter while it was read")
+    return content
+
+def parse_safetensors(
+    content: np.ndarray, # (n,) uint8, all bytes of a file in the safetensors format
+) -> tuple[dict[str, Tensor], dict[str, str]]: # tensors that share its memory, and the metadata
+    "What a safetensors file holds. Raises `ValueError` if it is damaged."
     try:
         header, metadata, data = _split_header(content)
         return _tensor_views(header, data), metadata
     except (KeyError, TypeError, AttributeError, RuntimeError) as e:
         raise ValueError(f"its header is no good: {type(e).__name__}") from e
+
+def read_safetensors(
+    path: Path, # of a file in the safetensors format
+) -> tuple[dict[str, Tensor], dict[str, str]]: # the tensors, in memory, and the metadata
+    "Read a whole safetensors file. Raises `OSError`, or `ValueError` if it is damaged."
+    return parse_safetensors(read_bytes(path))
 
 # %% ../../nbs/core/04_files.ipynb #74b18009
 def read_metadata(
@@ -320,6 +334,9 @@ def read_metadata(
 ) -> dict: # what `save_tensors` was given
     "The kit's own metadata. Raises `ValueError` if it doesn't fit the checksum, with advice."
     again = "delete it, and load an earlier one or train again"
+    if "lessonkit_classifier" in metadata:
+        raise ValueError("it is an exported classifier, which predicts and isn't trained any more: "
+                         "use load_classifier")
     if "lessonkit" not in metadata:
         raise ValueError("it was not saved by lessonkit: it has no metadata of the kit")
     text, checksum = _split_checksum(metadata["lessonkit"])

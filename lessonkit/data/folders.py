@@ -9,6 +9,7 @@ __all__ = ['locate', 'locate_all', 'file_id', 'without_files', 'find_ids', 'chec
 # %% ../../nbs/data/04_folders.ipynb #15d01913
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -18,12 +19,18 @@ import numpy as np
 
 from ..core.checks import short_repr
 from ..core.files import as_path, some_of, warn_always
-from .images import image_files, passed_over
+from .images import image_files, is_hidden, list_images, passed_over
 
 # %% ../../nbs/data/04_folders.ipynb #680237b7
 def _leads_into(path: Path, folder: Path) -> bool:
     if not os.path.lexists(path): return False
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+def _other_spellings(name: str) -> list[str]:
+    "The same name with its letters stored in another way, and with the slashes of Windows."
+    names = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    if os.sep == "/" and "\\" in name: names += [n.replace("\\", "/") for n in names]
+    return names[1:]
 
 def locate(
     folder: Path, # that names are relative to
@@ -38,7 +45,9 @@ def locate(
     found = folder/name
     if os.path.isabs(name) or os.path.lexists(found): return found
     if name != name.strip() and os.path.lexists(folder/name.strip()): return folder/name.strip()
-    return Path(name) if _leads_into(Path(name), folder) else found
+    if _leads_into(Path(name), folder): return Path(name)
+    others = (folder/other for other in _other_spellings(name))
+    return next(filter(os.path.lexists, others), found)
 
 # %% ../../nbs/data/04_folders.ipynb #5f5b067c
 def locate_all(
@@ -90,8 +99,20 @@ def find_ids(
         ids.append((found and _id_of(found)) or os.path.realpath(file))
     if not missing: return ids
     raise FileNotFoundError(f"{len(missing)} of {len(files)} files do not exist: "
-                            f"{some_of(missing)}. Check the folder and the names: relative names "
-                            f"are relative to {str(folder)!r}.")
+                            f"{some_of(missing)}. {_what_is_there(missing[0])}Check the folder and "
+                            f"the names, or leave those rows out: relative names are relative to "
+                            f"{str(folder)!r}.")
+
+def _what_is_there(file: Path) -> str:
+    "A hint about a file that is missing: one of nearly the same name, or the same in a folder."
+    try: names = sorted(os.listdir(file.parent))
+    except OSError: return f"There is no folder {str(file.parent)!r}. "
+    same = [n for n in names if n.casefold() == file.name.casefold()]
+    stems = {file.name.casefold(), file.stem.casefold()}
+    same += [n for n in names if os.path.splitext(n)[0].casefold() in stems]
+    if same: return f"There is {same[0]!r} instead of {file.name!r}. "
+    inside = [n for n in names if os.path.lexists(file.parent/n/file.name)]
+    return f"But {file.name!r} is in the folder {inside[0]!r}. " if inside else ""
 
 # %% ../../nbs/data/04_folders.ipynb #205fa25f
 def _as_set(label: Any) -> Any: return frozenset(label) if isinstance(label, list) else label
@@ -174,7 +195,7 @@ def why_no_images(
 def _lost_folders(folder: str, direct: set[str], above: set[str]) -> Iterator[str]:
     "Folders without any image, as far up as possible."
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith(".") or entry.path in direct: continue
+        if is_hidden(entry.name) or entry.path in direct: continue
         if entry.path in above: yield from _lost_folders(entry.path, direct, above)
         elif os.path.isdir(entry.path) or _is_dangling_folder(entry): yield entry.path
 
@@ -185,7 +206,7 @@ def _why_lost(folder: str, root: str, channels: int) -> str:
     if not os.path.isdir(folder): return "a link that leads nowhere"
     real, real_root = (os.path.join(os.path.realpath(p), "") for p in (folder, root))
     if real_root.startswith(real): return "a link to a folder that it lies in"
-    if image_files(folder, channels=channels): return "its images are listed under another name"
+    if list_images(folder, channels=channels)[0]: return "its images are listed under another name"
     return why_no_images(Path(folder), channels).partition(": ")[2].rpartition(". ")[0]
 
 def warn_of_lost_folders(

@@ -28,11 +28,12 @@ from lessonkit.data.checks import (
     check_training_size, choose_task, find_unreadable, make_targets, positions_after,
     warn_of_lost_classes, warn_of_unused_bits,
 )
+from .corrections import Corrections, open_corrections, Originals, replace_items
 from lessonkit.data.folders import (
     check_doubles, class_of, find_ids, find_train_and_valid, locate, locate_all,
     warn_of_lost_folders, warn_of_odd_classes, why_no_images, without_files,
 )
-from .images import image_files
+from .images import image_files, list_images
 from lessonkit.data.labels import (
     labels_from_pattern, labels_from_table, names_from_table, read_table, table_column,
 )
@@ -142,6 +143,7 @@ def find_test_files(
     path: Path, # the folder of the data set
     test: str | Path | Sequence | None, # a folder (in `path`, or a whole path), or files
     channels: int = 3, # of the images
+    warn: bool = False, # of files in formats that can't be opened here?
 ) -> list[Path] | None: # None: there is no test set
     "The images to test on. Raises `ValueError` or `FileNotFoundError` if there are none."
     if test is None: return None
@@ -151,7 +153,8 @@ def find_test_files(
         find_ids(files, path)  # which says what doesn't exist
         return files
     folder = locate(path, test, "test")
-    files = image_files(folder, channels=channels)
+    if warn: files = image_files(folder, channels=channels)
+    else: files = list_images(folder, channels=channels)[0]
     if not files: raise ValueError(f"nothing to test on: {why_no_images(folder, channels)}")
     return files
 
@@ -195,6 +198,7 @@ class DataOptions(TypedDict, total=False):
     workers: int | None
     cache: str | None
     check: str | None
+    corrections: str | Path | Corrections | None
 
 # %% ../../nbs/data/11_image_data.ipynb #5680b775
 @dataclass(frozen=True, eq=False)
@@ -209,6 +213,8 @@ class _Sets:
     stats: Stats | None = None # pixel statistics; None: those that the model's weights go with
     unreadable: dict[Path, str] = field(default_factory=dict) # files left out, with reasons
     size_chosen: bool = True # False: the size is the default, or what a network takes instead
+    classes_chosen: bool = True # False: they are the sorted labels of the training images
+    originals: Originals | None = None # before corrections; None: there are none
 
     @property
     def classes(self) -> tuple:
@@ -254,6 +260,7 @@ class _Sets:
         if self.train.sampling == "balanced": notes.append("classes balanced")
         lines = [", ".join(notes), *map(self._loader_line, ("train", "valid", "test"))]
         if self.unreadable: lines.append(f"  left out: {len(self.unreadable)} unreadable files")
+        if self.originals: lines.append(f"  corrected: {self.originals}")
         return "\n".join(lines)
 
     def _loader_line(self, name: str) -> str:
@@ -313,6 +320,12 @@ def _split(labels: list, valid_idx: Any, keep: np.ndarray, groups: Sequence | No
 def _chosen(values: Sequence, keep: np.ndarray) -> list:
     return [v for v, k in zip(values, keep) if k]
 
+def _encoded(labels: list, valid_idx: np.ndarray, kind: str,
+             classes: tuple | None) -> tuple[Task, Tensor, np.ndarray]:
+    "The task, the targets, and a mask of the validation images."
+    task = choose_task(labels, valid_idx, classes, kind)
+    return task, make_targets(task, labels), np.isin(np.arange(len(labels)), valid_idx)
+
 # %% ../../nbs/data/11_image_data.ipynb #0b9aef21
 class _Built(_Sets):
     "Made from lists of files and labels."
@@ -343,9 +356,11 @@ class _Built(_Sets):
         workers: int | None = None, # processes that do it next to a GPU; 0: threads do it there too
         cache: str | None = None, # "memory" keeps decoded images: worth it with a GPU
         check: str | None = "quick", # for unreadable files: "quick", "full" (decodes all) or None
+        corrections: str | Path | Corrections | None = None, # journal of changes to labels
     ) -> Self:
         "From lists of files and labels: what all factories come down to. Raises `ValueError`."
         path, classes = as_path(path), check_class_names(classes)
+        corrections = open_corrections(corrections, path)
         size_chosen, size = size is not None, DEFAULT_SIZE if size is None else size
         common = loader_settings(size, presize, bs, threads, workers, channels, fit, cache,
                                  pixel_range)
@@ -375,8 +390,12 @@ class _Built(_Sets):
         valid_idx = positions_after(keep, valid_idx)
         files, labels = _chosen(files, keep), _chosen(labels, keep)
         if check and pixel_range is None: warn_of_unused_bits(files)
+        start = Originals(files, labels, valid_idx)
+        files, labels, valid_idx, originals = start.corrected(corrections, kind, classes,
+                                                              unreadable)
         return cls._from_checked(path, files, labels, valid_idx, kind, classes, test, common,
                                  dict(sampling=sampling, augment=augment), check is not None,
+                                 originals=originals,
                                  stats=stats, unreadable=unreadable, size_chosen=size_chosen)
 
     @classmethod
@@ -384,27 +403,59 @@ class _Built(_Sets):
                       kind: str, classes: tuple | None, test: Any, common: dict, training: dict,
                       check_test: bool, **others: Any) -> Self:
         "The loaders of files and labels that were checked."
-        task = choose_task(labels, valid_idx, classes, kind)
+        task, targets, is_valid = _encoded(labels, valid_idx, kind, classes)
         if training["sampling"] == "balanced":
             task.require("balanced sampling (all classes equally likely) is", "single")
-        targets = make_targets(task, labels)
-        is_valid = np.isin(np.arange(len(files)), valid_idx)
         check_training_size(int((~is_valid).sum()), common["bs"])
         def loader(chosen, **settings):
             paths = tuple(_chosen(files, chosen))
             return Loader(paths, targets[torch.from_numpy(chosen)], **common, **settings)
 
-        test_files = find_test_files(path, test, common["channels"])
+        test_files = find_test_files(path, test, common["channels"], warn=True)
         if test_files is not None:
             check_test_files(test_files, files, isinstance(test, (str, os.PathLike)))
             if check_test:
                 check_test_readable(test_files, common["channels"], common["pixel_range"])
             test_files = Loader(tuple(test_files), None, **common)
         return cls(train=loader(~is_valid, shuffle=True, **training), train_eval=loader(~is_valid),
-                   valid=loader(is_valid), test=test_files, task=task, path=path, **others)
+                   valid=loader(is_valid), test=test_files, task=task, path=path,
+                   classes_chosen=classes is not None, **others)
+
+# %% ../../nbs/data/11_image_data.ipynb #0ce11d07
+class _Corrected(_Built):
+    "Data whose labels can be corrected."
+    def corrected(self,
+        corrections: str | Path | Corrections, # the journal, or its file
+    ) -> Self:
+        """The same data with the labels of a journal and without the files it drops.
+
+        The split stays. Raises `FileNotFoundError`, or `ValueError` if the labels can't be used.
+        """
+        if getattr(self.train, "features", None) is not None:
+            raise ValueError("this data holds features: correct the data that they were computed "
+                             "from")
+        classes = self.classes if self.classes_chosen and self.kind != "number" else None
+        start = self.originals or self._as_they_are()
+        journal = open_corrections(corrections, self.path)
+        files, labels, valid_idx, originals = start.corrected(journal, self.kind, classes,
+                                                              self.unreadable)
+        task, targets, is_valid = _encoded(labels, valid_idx, self.kind, classes)
+        check_training_size(int((~is_valid).sum()), self.train.bs)
+        def chosen(loader, mask):
+            return replace_items(loader, _chosen(files, mask), targets[torch.from_numpy(mask)])
+        return replace(self, train=chosen(self.train, ~is_valid), task=task, originals=originals,
+                       train_eval=chosen(self.train_eval, ~is_valid),
+                       valid=chosen(self.valid, is_valid))
+
+    def _as_they_are(self) -> Originals:
+        sets = self.train_eval, self.valid
+        labels = [self.task.decode(y) for loader in sets for y in loader.targets]
+        files = [file for loader in sets for file in loader.paths]
+        return Originals(files, labels, np.arange(self.train_eval.n, len(files)))
+
 
 # %% ../../nbs/data/11_image_data.ipynb #490fff5e
-class _FromNames(_Built):
+class _FromNames(_Corrected):
     "Made from lists, names or folders."
     @classmethod
     @takes_options_of(_Built.build)

@@ -213,7 +213,10 @@ def read_table(
         raise ValueError(f"delimiter is one character, such as ',' or '\\t'; got {delimiter!r}: "
                          "for more, read the file with pandas and use ImageData.from_df")
     if header is not None: header = whole_number("header", header, least=0)
-    rows = _numbered_rows(_read_text(file), delimiter, file.name)
+    text = _read_text(file)
+    if note := re.match(r'"?sep=(.)"?(?=[\r\n])', text):  # Excel's note on the delimiter
+        delimiter, text = note[1], text[note.end():]
+    rows = _numbered_rows(text, delimiter, file.name)
     above = 0 if header is None else header + 1
     if len(rows) <= above:
         raise ValueError(f"{file.name!r} has {len(rows)} row(s), and none with an image below the "

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.checks import short_repr
+from .formats import ImageProblem
 
 # %% ../../nbs/data/01_pixels.ipynb #dc279147
 def check_pixel_range(
@@ -40,11 +41,13 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     flat, out = values.reshape(-1), np.empty(values.size, np.uint8)
     for start in range(0, values.size, 2**20):
         part = flat[start:start + 2**20].astype(np.float64)
-        if np.isnan(part).any(): raise ValueError("it contains nan: replace it (np.nan_to_num)")
+        if np.isnan(part).any(): raise ImageProblem("it contains nan", _NO_GAPS)
         part = (part.clip(low, high) - low) * 255
         exact = values.dtype.kind == "f"
         out[start:start + 2**20] = np.rint(part / (high - low)) if exact else part // (high - low)
     return out.reshape(values.shape)
+
+_NO_GAPS = "replace it (np.nan_to_num)"
 
 def _likely_range(low: float, high: float) -> tuple[float, float]:
     "What black and white may be in images whose numbers go from `low` to `high`."
@@ -58,11 +61,11 @@ def _check_inside(values: np.ndarray, most: int, slack: float):
     low, high = values.min().item(), values.max().item()
     if low >= -slack and high <= most + slack or math.isnan(low): return
     if math.isinf(low) or math.isinf(high):
-        raise ValueError("it contains inf: replace it (np.nan_to_num)")
+        raise ImageProblem("it contains inf", _NO_GAPS)
     ends = _likely_range(low, high)
-    raise ValueError(f"its numbers ({values.dtype}) go from {low:g} to {high:g}, but without "
-                     f"pixel_range 0 becomes black and {most} white: say which numbers should, "
-                     f"such as pixel_range=({ends[0]:g}, {ends[1]:g})")
+    raise ImageProblem(f"its numbers ({values.dtype}) go from {low:g} to {high:g}, but without "
+                       f"pixel_range 0 becomes black and {most} white",
+                       f"say which numbers should, such as pixel_range=({ends[0]:g}, {ends[1]:g})")
 
 # %% ../../nbs/data/01_pixels.ipynb #77dedb3e
 def to_bytes(
@@ -90,8 +93,8 @@ def _from_eight_bits(values: np.ndarray, pixel_range: tuple[float, float] | None
     if pixel_range in (None, (0, 255)): return values
     low, high = pixel_range
     if low < 0 or high > 255:
-        raise ValueError(f"it has 8 bits (0 to 255), which pixel_range=({low:g}, {high:g}) goes "
-                         "beyond: leave it out, or convert it to what the other images are")
+        raise ImageProblem(f"it has 8 bits (0 to 255), which pixel_range=({low:g}, {high:g}) goes "
+                           "beyond", "leave it out, or convert it to what the other images are")
     return _scaled(np.arange(256), low, high)[values]
 
 # %% ../../nbs/data/01_pixels.ipynb #7da36f6d

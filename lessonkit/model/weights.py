@@ -75,7 +75,7 @@ def _find_state(found: Any, name: str) -> dict[str, Tensor]:
     if not named or not all(isinstance(v, Tensor) for v in found.values()):
         raise WeightsUnavailable(f"{name!r} holds no tensors by name ({type(found).__name__}): "
                                  "save them with torch.save(model.state_dict(), ...)")
-    if "normalize.mean" in found and "head.0.weight" in found:
+    if "normalize.mean" in found and {"head.0.weight", "head.1.weight"} & found.keys():
         raise WeightsUnavailable(f"{name!r} is a whole model that lessonkit saved, not the weights "
                                  "of a network: pass weights=None, and load it into the learner "
                                  "with learn.load(Path(...))")

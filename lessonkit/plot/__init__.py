@@ -7,13 +7,15 @@ __all__ = ['add_legend', 'all_letters', 'ATTEMPTS', 'DOTS', 'legend_label', 'mis
            'background_color', 'compress', 'contrast', 'CORRECT_COLOR', 'describe', 'draw_image', 'get_axes',
            'grid_shape', 'heatmap_colors', 'image_pixels', 'INCORRECT_COLOR', 'legend_below', 'LETTER_WIDTH',
            'luminance', 'new_figure', 'NotebookFigure', 'show_images', 'text_color_on', 'TRAIN_COLOR', 'VALID_COLOR',
-           'wrap_text', 'label_lines', 'show_batch', 'split_loader', 'SPLITS', 'plot_loss', 'plot_lr_find',
-           'plot_metrics', 'plot_schedule', 'sample_schedule', 'spread_out', 'captions', 'format_probability',
-           'model_views', 'plot_cell', 'plot_correct', 'plot_duplicates', 'plot_incorrect', 'plot_items',
-           'plot_most_correct', 'plot_most_incorrect', 'plot_most_uncertain', 'plot_top_losses', 'show_results',
-           'describe_matrix', 'free_place', 'largest_confusions', 'MatrixCells', 'move_apart', 'named_preds',
-           'plot_confusion_matrix', 'plot_precision_recall', 'plot_reliability', 'plot_risk_coverage', 'plot_roc',
-           'PRECISION_RECALL', 'ROC', 'ThresholdCurve']
+           'why_not_shown', 'wrap_text', 'label_lines', 'show_batch', 'split_loader', 'SPLITS', 'plot_loss',
+           'plot_lr_find', 'plot_metrics', 'plot_schedule', 'sample_schedule', 'spread_out', 'captions',
+           'format_probability', 'model_views', 'plot_cell', 'plot_correct', 'plot_duplicates', 'plot_incorrect',
+           'plot_items', 'plot_most_correct', 'plot_most_incorrect', 'plot_most_uncertain', 'plot_top_losses',
+           'show_results', 'describe_matrix', 'free_place', 'largest_confusions', 'MatrixCells', 'move_apart',
+           'named_preds', 'plot_confusion_matrix', 'plot_precision_recall', 'plot_reliability', 'plot_risk_coverage',
+           'plot_roc', 'PRECISION_RECALL', 'ROC', 'ThresholdCurve', 'loss_limits', 'measured_metrics', 'plot_training',
+           'ChartAxis', 'ChartLine', 'line_chart', 'log_ticks', 'nice_ticks', 'rate_text', 'answer_text', 'is_unsure',
+           'plot_prediction', 'top_classes']
 
 # %% ../../nbs/plot/99_plot.ipynb #ff2ef6f2
 from lessonkit.plot.figures import (
@@ -21,11 +23,12 @@ from lessonkit.plot.figures import (
     describe, DOTS, draw_image, get_axes, grid_shape, heatmap_colors, image_pixels,
     INCORRECT_COLOR, legend_below, legend_label, LETTER_WIDTH, luminance, missing_letters,
     new_figure, NotebookFigure, plain_legend, PLAIN_TEXT, show_images, text_color_on, TRAIN_COLOR,
-    VALID_COLOR, wrap_text,
+    VALID_COLOR, why_not_shown, wrap_text,
 )
 from .batches import label_lines, show_batch, split_loader, SPLITS
 from lessonkit.plot.training import (
-    plot_loss, plot_lr_find, plot_metrics, plot_schedule, sample_schedule, spread_out,
+    loss_limits, measured_metrics, plot_loss, plot_lr_find, plot_metrics, plot_schedule,
+    plot_training, sample_schedule, spread_out,
 )
 from lessonkit.plot.pictures import (
     captions, format_probability, model_views, plot_cell, plot_correct, plot_duplicates,
@@ -37,6 +40,10 @@ from lessonkit.plot.scores import (
     plot_confusion_matrix, plot_precision_recall, plot_reliability, plot_risk_coverage, plot_roc,
     PRECISION_RECALL, ROC, ThresholdCurve,
 )
+from lessonkit.plot.charts import (
+    ChartAxis, ChartLine, line_chart, log_ticks, nice_ticks, rate_text,
+)
+from .prediction import answer_text, is_unsure, plot_prediction, top_classes
 
 # %% ../../nbs/plot/99_plot.ipynb #9a02e899
 _all_ = [
@@ -44,13 +51,16 @@ _all_ = [
     "plain_legend", "PLAIN_TEXT", "background_color", "compress", "contrast", "CORRECT_COLOR",
     "describe", "draw_image", "get_axes", "grid_shape", "heatmap_colors", "image_pixels",
     "INCORRECT_COLOR", "legend_below", "LETTER_WIDTH", "luminance", "new_figure", "NotebookFigure",
-    "show_images", "text_color_on", "TRAIN_COLOR", "VALID_COLOR", "wrap_text", "label_lines",
-    "show_batch", "split_loader", "SPLITS", "plot_loss", "plot_lr_find", "plot_metrics",
+    "show_images", "text_color_on", "TRAIN_COLOR", "VALID_COLOR", "why_not_shown", "wrap_text",
+    "label_lines", "show_batch", "split_loader", "SPLITS", "plot_loss", "plot_lr_find",
+    "plot_metrics",
     "plot_schedule", "sample_schedule", "spread_out", "captions", "format_probability",
     "model_views", "plot_cell", "plot_correct", "plot_duplicates", "plot_incorrect", "plot_items",
     "plot_most_correct", "plot_most_incorrect", "plot_most_uncertain", "plot_top_losses",
     "show_results", "describe_matrix", "free_place", "largest_confusions", "MatrixCells",
     "move_apart", "named_preds", "plot_confusion_matrix", "plot_precision_recall",
     "plot_reliability", "plot_risk_coverage", "plot_roc", "PRECISION_RECALL", "ROC",
-    "ThresholdCurve",
+    "ThresholdCurve", "loss_limits", "measured_metrics", "plot_training", "ChartAxis", "ChartLine",
+    "line_chart", "log_ticks", "nice_ticks", "rate_text", "answer_text", "is_unsure",
+    "plot_prediction", "top_classes",
 ]

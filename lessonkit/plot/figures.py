@@ -6,7 +6,8 @@
 __all__ = ['ATTEMPTS', 'PLAIN_TEXT', 'DOTS', 'CORRECT_COLOR', 'INCORRECT_COLOR', 'TRAIN_COLOR', 'VALID_COLOR', 'LETTER_WIDTH',
            'compress', 'missing_letters', 'all_letters', 'NotebookFigure', 'new_figure', 'get_axes', 'describe',
            'legend_below', 'plain_legend', 'add_legend', 'legend_label', 'luminance', 'contrast', 'text_color_on',
-           'background_color', 'wrap_text', 'image_pixels', 'heatmap_colors', 'draw_image', 'grid_shape', 'show_images']
+           'background_color', 'wrap_text', 'image_pixels', 'heatmap_colors', 'why_not_shown', 'draw_image',
+           'grid_shape', 'show_images']
 
 # %% ../../nbs/plot/00_figures.ipynb #78522dc6
 import math
@@ -360,7 +361,10 @@ def heatmap_colors(
     return colors
 
 # %% ../../nbs/plot/00_figures.ipynb #96f52284
-def _failure(source: Any, error: Exception) -> str:
+def why_not_shown(
+    source: Any, # the image: a path, or anything else
+    error: Exception, # from opening it
+) -> str: # one line, perhaps with signs that can't be printed
     "Why an image can't be shown, without the names of folders."
     is_path = isinstance(source, (str, Path))
     path = Path(source if is_path else f"the {type(source).__name__} given")
@@ -381,7 +385,7 @@ def draw_image(
     ax.set_anchor("N")  # images of all shapes hang from one line, and their titles are aligned
     try: pixels = image_pixels(image, pixel_range=pixel_range)
     except (ImageReadError, OSError) as error:
-        reason = printable(_failure(image, error))
+        reason = printable(why_not_shown(image, error))
         ax.imshow(np.full((4, 4, 3), 200, np.uint8))
         ax.text(.5, .5, textwrap.fill(reason, 20, max_lines=7), transform=ax.transAxes,
                 ha="center", va="center", fontsize=11, color="black", **PLAIN_TEXT)

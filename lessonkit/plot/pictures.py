@@ -88,11 +88,12 @@ def captions(
 # %% ../../nbs/plot/03_pictures.ipynb #7b52009b
 def model_views(
     paths: Sequence[Path], # of images
-    data: ImageData, # its size and fit are used
+    data: ImageData, # its size and fit are used; or those of an exported classifier
 ) -> list[Tensor | Path]: # (channels,size,size) in [0,1]; the path of a file that can't be opened
     "What the model sees of some files, before normalization."
-    loader = Loader(**data.valid.settings(paths=tuple(paths), targets=None, shuffle=False,
-                                          augment=None, failed={}))
+    like = data.valid if hasattr(data, "valid") else data.loader
+    loader = Loader(**like.settings(paths=tuple(paths), targets=None, shuffle=False, augment=None,
+                                    failed={}))
     views = [x for batch in loader.batches() for x in to_inputs(batch, loader)]
     return [paths[i] if i in loader.failed else view for i, view in enumerate(views)]
 

@@ -6,11 +6,13 @@
 __all__ = ['TEMPERATURES', 'confidence', 'bin_edges', 'reliability', 'calibration_error', 'chance_calibration_error',
            'check_temperature', 'apply_temperature', 'nll', 'search_temperature', 'fit_temperature',
            'temperature_interval', 'crossfit_temperatures', 'Calibration', 'calibrate', 'fold_temperature',
-           'risk_coverage', 'threshold_for', 'accepted_indices', 'decide_or_abstain']
+           'calibrate_model', 'calibration_of', 'risk_coverage', 'threshold_for', 'accepted_indices',
+           'decide_or_abstain']
 
 # %% ../../nbs/results/07_calibration.ipynb #aee3006b
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
+from ..core.files import tensor_digest
 from ..core.interrupts import uninterrupted
+from ..core.rng import torch_lock
 from .intervals import wilson_bounds
 from .metrics import is_correct, lower_is_better
 from .preds import Preds, require_preds
+from ..train.features import tensor_versions
 
 # %% ../../nbs/results/07_calibration.ipynb #fe5dbbce
 def confidence(
@@ -270,6 +275,33 @@ def fold_temperature(
     temperature = check_temperature(temperature)
     with uninterrupted(), torch.no_grad():
         for p in last.parameters(): p.div_(temperature)
+
+# %% ../../nbs/results/07_calibration.ipynb #ff840730
+def calibrate_model(
+    model: nn.Module, # with a part named `head`, whose last layer is changed
+    predict: Callable[[], Preds], # predictions of it, as for `calibrate`
+) -> tuple[Calibration, str]: # and the digest of the new weights; "" if they were left as they are
+    "Calibrate a model. No temperature that is only a bound is used. Raises `RuntimeError`."
+    for _ in range(5):
+        versions = tensor_versions(model)
+        found, digest = calibrate(predict()), ""
+        with torch_lock:
+            if tensor_versions(model) != versions: continue  # another thread was faster
+            if found.temperature < TEMPERATURES[1]:
+                fold_temperature(model.head, found.temperature)
+                digest = tensor_digest(model.state_dict().items())
+            return found, digest
+    raise RuntimeError("the weights change while the model is being calibrated: wait until "
+                       "the thread that trains it has finished")
+
+def calibration_of(
+    model: nn.Module, # as it is now
+    calibration: Calibration | None, # of this model, at some time
+    digest: str, # of its weights at that time
+) -> Calibration | None: # None if the weights have changed, or there was none
+    "A calibration, if it is still that of the model."
+    unchanged = calibration and tensor_digest(model.state_dict().items()) == digest
+    return calibration if unchanged else None
 
 # %% ../../nbs/results/07_calibration.ipynb #e6c3dd63
 def risk_coverage(

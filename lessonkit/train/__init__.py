@@ -12,19 +12,19 @@ __all__ = ['check_cut_div', 'check_divisors', 'check_momentum', 'check_pieces', 
            'ViewFunc', 'with_same_weights', 'activation_bytes', 'MEMORY_LIMIT', 'micro_batch', 'mixes_images',
            'passes_to_divide', 'PROCESS_BYTES', 'backward_batch', 'LossFunc', 'make_optimizer', 'MixFunc',
            'PenaltyFunc', 'Phase', 'set_rates', 'Step', 'train_steps', 'FitRecord', 'History', 'smooth_loss',
-           'align_row', 'format_row', 'format_time', 'ProgressTable', 'table_html', 'body_features', 'clear_features',
-           'evict_features', 'feature_dir', 'FEATURE_LIMIT', 'feature_metadata', 'feature_path', 'FEATURE_SOURCES',
-           'FEATURE_SUFFIX', 'FeatureLoader', 'frozen_part', 'FrozenPart', 'IGNORED_SETTINGS', 'load_features',
-           'loader_metadata', 'MAPS_LIMIT', 'noise_features', 'precompute', 'save_features', 'source_digest',
-           'tensor_versions', 'why_not_precompute', 'longest_fall', 'lr_find_phase', 'LRFind', 'preserve_state',
-           'record_until_divergence', 'run_lr_finder', 'slide_start', 'suggest_rates', 'fine_tune_phases', 'Plan',
-           'Progress', 'SOLVED_LR', 'solved_rates', 'check_options', 'TrainOptions', 'TUNE_LR', 'tuning_rate',
-           'check_optimizer', 'check_settings', 'ClassWeights', 'data_fingerprint', 'describe_changes', 'KeptFeatures',
-           'read_class_weights', 'Trainer', 'solver_targets', 'describe_best', 'note_parts', 'copy_weights',
-           'note_small_batches', 'UnreadableImages', 'readable_batches', 'smallest_batch', 'OptimizerState', 'Run',
-           'run_phase', 'RunningPhase', 'StopReason', 'changed_inputs', 'check_same_model', 'check_weights',
-           'Checkpoint', 'checkpoint_metadata', 'input_settings', 'load_checkpoint', 'model_file', 'read_run',
-           'redirect_run', 'save_checkpoint', 'saved_stats', 'snapshot_names', 'split_run', 'stats_of']
+           'Observers', 'align_row', 'format_row', 'format_time', 'ProgressTable', 'table_html', 'body_features',
+           'clear_features', 'evict_features', 'feature_dir', 'FEATURE_LIMIT', 'feature_metadata', 'feature_path',
+           'FEATURE_SOURCES', 'FEATURE_SUFFIX', 'FeatureLoader', 'frozen_part', 'FrozenPart', 'IGNORED_SETTINGS',
+           'load_features', 'loader_metadata', 'MAPS_LIMIT', 'noise_features', 'precompute', 'save_features',
+           'source_digest', 'tensor_versions', 'why_not_precompute', 'longest_fall', 'lr_find_phase', 'LRFind',
+           'preserve_state', 'record_until_divergence', 'run_lr_finder', 'slide_start', 'suggest_rates',
+           'fine_tune_phases', 'Plan', 'Progress', 'SOLVED_LR', 'solved_rates', 'check_options', 'TrainOptions',
+           'TUNE_LR', 'tuning_rate', 'check_optimizer', 'check_settings', 'ClassWeights', 'data_fingerprint',
+           'describe_changes', 'KeptFeatures', 'read_class_weights', 'Trainer', 'solver_targets', 'describe_best',
+           'note_parts', 'copy_weights', 'note_small_batches', 'UnreadableImages', 'readable_batches', 'smallest_batch',
+           'OptimizerState', 'Run', 'run_phase', 'RunningPhase', 'StopReason', 'changed_inputs', 'check_same_model',
+           'check_weights', 'Checkpoint', 'checkpoint_metadata', 'input_settings', 'load_checkpoint', 'model_file',
+           'read_run', 'redirect_run', 'save_checkpoint', 'saved_stats', 'snapshot_names', 'split_run', 'stats_of']
 
 # %% ../../nbs/train/99_train.ipynb #8822e318
 from lessonkit.train.schedules import (
@@ -47,7 +47,7 @@ from lessonkit.train.loop import (
 )
 from .history import FitRecord, History, smooth_loss
 from lessonkit.train.progress import (
-    align_row, format_row, format_time, ProgressTable, table_html,
+    align_row, format_row, format_time, Observers, ProgressTable, table_html,
 )
 from lessonkit.train.features import (
     body_features, clear_features, evict_features, feature_dir, FEATURE_LIMIT, feature_metadata,
@@ -89,7 +89,7 @@ _all_ = [
     "ViewFunc", "with_same_weights", "activation_bytes", "MEMORY_LIMIT", "micro_batch",
     "mixes_images", "passes_to_divide", "PROCESS_BYTES", "backward_batch", "LossFunc",
     "make_optimizer", "MixFunc", "PenaltyFunc", "Phase", "set_rates", "Step", "train_steps",
-    "FitRecord", "History", "smooth_loss",
+    "FitRecord", "History", "smooth_loss", "Observers",
     "align_row", "format_row", "format_time", "ProgressTable", "table_html", "body_features",
     "clear_features", "evict_features", "feature_dir", "FEATURE_LIMIT", "feature_metadata",
     "feature_path", "FEATURE_SOURCES", "FEATURE_SUFFIX", "FeatureLoader", "frozen_part",

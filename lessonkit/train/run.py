@@ -30,7 +30,7 @@ from .engine import Engine, is_out_of_memory, memory_advice
 from .history import FitRecord, History
 from .loop import Step, train_steps
 from .plans import Plan, Progress
-from .progress import ProgressTable
+from .progress import Observers, ProgressTable
 from .trainer import describe_changes, Trainer
 
 # %% ../../nbs/train/10_run.ipynb #d3686ed7
@@ -51,21 +51,25 @@ def run_phase(
     *,
     after_epoch: Callable[[dict], bool] = lambda row: False, # given the row: is it enough?
     after_step: Callable[[Step], None] = lambda step: None, # when everything else is recorded
+    observers: Observers | None = None, # who else is told of each step and epoch; None: nobody
 ) -> StopReason:
     "Take all steps of a phase: record, show, validate."
     started = epoch_started = time.monotonic()
-    taken = 0
+    taken, observers = 0, observers or Observers([])
     def end_epoch() -> bool:
         scores = validate()
         with uninterrupted():
             row = record.score(scores, time.monotonic() - epoch_started)
             table.row(row)
-            return after_epoch(row)
+            enough = after_epoch(row)
+        observers.epoch(row, record)
+        return enough
     for row in record.rows: table.row(row)
     with closing(steps):
         if record.unscored is not None and end_epoch(): return StopReason.NO_IMPROVEMENT
         for step in steps:
             with uninterrupted(): record.add(step)
+            observers.step(step, record)
             taken += 1
             if not math.isfinite(step.loss) and not step.skipped:
                 _note(record, f"stopped at step {step.index}: the loss is {step.loss}. "
@@ -249,7 +253,7 @@ class Run:
         self.progress, self.best_weights = progress or Progress(), best_weights or {}
         self.running: RunningPhase | None = None
         self.loaded_state = loaded_state
-        self.unreadable = UnreadableImages()
+        self.unreadable, self.observers = UnreadableImages(), Observers([])
 
     @property
     def state(self) -> OptimizerState | None:
@@ -281,7 +285,11 @@ class Run:
         evaluate: Callable[[torch.nn.Module, ImageData], dict[str, float]], # loss and metrics
         save: Callable[[str, bool], Any], # given a name, and whether the run is to be saved, too
     ):
-        "Carry out what is left of the plan. Warns of images that could not be read."
+        """Carry out what is left of the plan. Warns of images that could not be read.
+
+        Raises `TypeError` for an observer without `step` and `epoch`.
+        """
+        self.observers = Observers(trainer.observers)
         advice = memory_advice(trainer.engine, trainer.data.train, _SMALLER_BATCHES)
         with interrupt_flag() as flag, preserve_modes(), advice:
             try: self._train_phases(trainer, history, evaluate, save, flag)
@@ -346,8 +354,8 @@ class Run:
         table = ProgressTable(trainer.show)
         after_epoch, after_step = self._watchers(trainer, record, save)
         try:
-            return run_phase(steps, record, table, validate, flag,
-                             after_epoch=after_epoch, after_step=after_step)
+            return run_phase(steps, record, table, validate, flag, after_epoch=after_epoch,
+                             after_step=after_step, observers=self.observers)
         except (KeyboardInterrupt, RuntimeError, MemoryError) as e:
             self._break_off(e, record, optimizer)
             raise
@@ -387,7 +395,7 @@ class Run:
     def _break_off(self, error: BaseException, record: FitRecord, optimizer: Any):
         "Note if a step was half done: averages of batch normalization may have changed."
         too_large = is_out_of_memory(error)
-        half_done = record.unscored is None
+        half_done = record.unscored is None and not self.observers.running
         if half_done and (too_large or isinstance(error, KeyboardInterrupt)): self.broken = True
         if too_large: optimizer.zero_grad(set_to_none=True)  # gradients take memory
 

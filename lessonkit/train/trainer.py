@@ -12,7 +12,7 @@ import math
 import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -182,6 +182,7 @@ class Trainer:
     memory_limit: float | None = None # bytes, as for `micro_batch`
     features: KeptFeatures | None = None # of frozen layers, if they were computed
     user: int | None = None # number of the thread that is training; None: no thread
+    observers: list = field(default_factory=list) # told of each step and epoch, see `Observers`
 
     def __post_init__(self):
         checked = check_settings(self.optimizer, self.wd, self.seed, self.cache, self.show,
