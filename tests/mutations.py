@@ -363,8 +363,8 @@ MUTATIONS = [
 
     ("training folder for validation folder",
      "data/datasets",
-     'label, part == "valid") for f',
-     'label, part == "train") for f',
+     "label, bool(is_valid)) for f",
+     "label, not is_valid) for f",
      ["tests/test_datasets.py::test_dogs_and_cats_become_image_data"]),
 
     ("an archive writes above its folder",
@@ -841,4 +841,58 @@ MUTATIONS = [
      "preds.index.tolist())",
      "range(len(preds)))",
      ["tests/test_notebooks.py::test_module[40_main.ipynb]"]),
+
+    ("a picture is sent with one dot for a pixel",
+     "widgets/support",
+     "image_pixels(image, DOTS * max(width, height), pixel_range)",
+     "image_pixels(image, max(width, height), pixel_range)",
+     ["tests/test_notebooks.py::test_module[widgets/00_support.ipynb]"]),
+
+    ("a picture without widgets has no words",
+     "widgets/support",
+     "words, html = shown.alt, shown.html()",
+     "words, html = shown.alt, shown.html().replace('alt=', 'title=')",
+     ["tests/test_notebooks.py::test_module[widgets/00_support.ipynb]"]),
+
+    ("a list that can't be shown is named as if it were",
+     "widgets/cleaner",
+     "for field, value in zip(self._lists, (self.by, self.which)): field.value = value",
+     "pass",
+     ["tests/test_notebooks.py::test_module[widgets/01_cleaner.ipynb]"]),
+
+    ("what was decided about the twin is not shown",
+     "widgets/cleaner",
+     "shown.append((Candidate(candidate.twin, candidate.twin_label), twin_decided))",
+     "shown.append((Candidate(candidate.twin, candidate.twin_label), ''))",
+     ["tests/test_notebooks.py::test_module[widgets/01_cleaner.ipynb]"]),
+
+    ("a burst is longer than its class",
+     "data/phone",
+     "sizes.append(min(size, n - sum(sizes)))",
+     "sizes.append(size)",
+     ["tests/test_notebooks.py::test_module[data/23_phone.ipynb]"]),
+
+    ("photos that lie on their side have no note",
+     "data/phone",
+     "exif[0x112] = 6",
+     "exif[0x112] = 1",
+     ["tests/test_notebooks.py::test_module[data/23_phone.ipynb]"]),
+
+    ("photos that were lost stay lost",
+     "data/phone",
+     "missing = {photo.scene for photo in photos if not is_there(photo)}",
+     "missing = set()",
+     ["tests/test_notebooks.py::test_module[data/23_phone.ipynb]"]),
+
+    ("signs point the other way",
+     "data/trail",
+     "(way * u, v * thick)",
+     "(-way * u, v * thick)",
+     ["tests/test_notebooks.py::test_module[data/22_trail.ipynb]"]),
+
+    ("photos of different hours may be one burst",
+     "course/lesson_4",
+     "if same[i]: return reason",
+     "if same[i] and i != 3: return reason",
+     ["tests/test_notebooks.py::test_module[course/04_lesson_4.ipynb]"]),
 ]

@@ -3,7 +3,7 @@
 tools/sandboxes.py makes both. Lessons begin with their first cell: on Kaggle it installs the kit
 from an attached wheel. The lessons take minutes and are for `make nightly`.
 """
-import os, shutil, sys
+import os, re, shutil, sys
 from pathlib import Path
 
 import nbformat
@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 pytest.importorskip("fcntl", reason="needs the users and permissions of POSIX")
 import first_cells, kit_wheel, sandboxes
-from lessonkit.data import sample
+from lessonkit.data import phone, sample
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted(path for number in ("01", "04")
@@ -102,6 +102,23 @@ def test_photos_that_cannot_be_written_to_are_trained_on(kaggle):
 @lessons
 def test_lessons_run_on_kaggle(kaggle, path):
     assert "final error rate" in kaggle.notebook(path, LESSONKIT_SMALL="1")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("path", LESSONS[1:], ids=[path.stem for path in LESSONS[1:]])
+def test_lesson_4_takes_photos_that_are_attached(wheel, tmp_path, path):
+    "The reader's folder can't be written to, and has neither answers nor a test folder."
+    if os.getuid() == 0 and not sandboxes.can_jail(): pytest.skip("root may write everywhere")
+    trail = phone.photos(tmp_path / "hike", n=20, show=False) / "trail"
+    kaggle = sandboxes.Kaggle(tmp_path / "sandbox", {"kit": wheel.parent, "trail": trail})
+    nb = nbformat.read(path, 4)
+    line = re.compile("^mine +=.*", re.M)
+    cell = next(cell for cell in nb.cells if line.search(cell.source))
+    cell.source = line.sub(f'mine = "{kaggle.attached}/trail"', cell.source)
+    nbformat.write(nb, tmp_path / path.name)
+    try: out = kaggle.notebook(tmp_path / path.name, LESSONKIT_SMALL="1")
+    finally: kaggle.release()
+    assert "final error rate" in out
 
 
 # ---- Colab

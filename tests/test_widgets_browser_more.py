@@ -1,9 +1,5 @@
-"""TryIt, LRPicker and LivePlot in a real JupyterLab: what the page shows, and what the kernel gets.
-
-With LESSONKIT_SHOTS=folder, pictures of the page are saved there.
-"""
-import os, re
-from pathlib import Path
+"""TryIt, LRPicker and LivePlot in JupyterLab: what the page shows, and what the kernel gets."""
+import re
 
 import nbformat
 import pytest
@@ -44,10 +40,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def keep_shot(jupyter, name, dark):
-    "Save a picture of the page, where that was asked for."
-    shots = os.environ.get("LESSONKIT_SHOTS")
-    if shots: jupyter.screenshot(Path(shots) / f"{name}_{'dark' if dark else 'light'}.png")
+def theme(dark):
+    "For the name of a picture."
+    return "dark" if dark else "light"
 
 
 def saved_outputs(path):
@@ -96,7 +91,7 @@ def test_a_learning_rate_is_picked(chromium, tmp_path, dark):
         button.click()
         expect(chart).to_have_attribute("aria-label", re.compile(f"rate {rate},"))
         expect(view.get_by_role("status")).to_have_text(f"learning rate {rate}")
-        keep_shot(jupyter, "lr_picker", dark)
+        jupyter.keep_shot(f"lr_picker_{theme(dark)}")
         assert jupyter.problems == []
 
 
@@ -133,7 +128,7 @@ def test_a_photo_is_tried(chromium, folder, dark):
         said = view.locator("h3").inner_text()
         assert said == printed(jupyter, "tryit.answer.text")
         assert view.locator("tr").count() == 3
-        keep_shot(jupyter, "try_it", dark)
+        jupyter.keep_shot(f"try_it_{theme(dark)}")
 
         view.get_by_label("heat map").uncheck()
         expect(view.locator("img")).not_to_have_attribute("alt", re.compile("heat map"))
@@ -155,7 +150,7 @@ def test_a_doubtful_photo_gets_no_answer(chromium, folder):
         upload(view, next((folder / "shapes").glob("*")))
         expect(view.locator("h3")).to_have_text("I don't know")
         expect(view).to_contain_text("Below 1, there is no answer.")
-        keep_shot(jupyter, "try_it_unsure", False)
+        jupyter.keep_shot("try_it_unsure_light")
 
 
 # ---- LivePlot
@@ -188,13 +183,13 @@ def test_a_plot_lives_and_stays(chromium, folder, dark):
         expect(charts.first).to_have_attribute("aria-label", words)
         words = re.compile("error_rate after epoch 5")
         expect(charts.nth(1)).to_have_attribute("aria-label", words)
-        keep_shot(jupyter, "live_plot_training", dark)
+        jupyter.keep_shot(f"live_plot_training_{theme(dark)}")
         (folder / "go on").touch()
         picture = jupyter.page.locator(".jp-Notebook img[alt]")
         expect(picture).to_have_attribute("alt", re.compile("loss over 24 steps"))
         assert charts.count() == 0
         jupyter.wait_for_kernel()
-        keep_shot(jupyter, "live_plot_end", dark)
+        jupyter.keep_shot(f"live_plot_end_{theme(dark)}")
         jupyter.save()
         assert jupyter.problems == []
     shown = [output.data.get("text/html", "") for output in saved_outputs(folder / "live.ipynb")

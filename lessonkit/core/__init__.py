@@ -6,7 +6,7 @@
 __all__ = ['escape_columns', 'write_csv', 'escape_name', 'find_class', 'plain_scalar', 'printable', 'shorten', 'similar_names',
            'content_digest', 'spreadsheet_cell', 'unescape_name', 'assert_close', 'assert_equal', 'assert_in',
            'assert_less', 'assert_not_equal', 'assert_not_in', 'assert_raises', 'assert_warns', 'Caught', 'is_equal',
-           'as_path', 'cache_dir', 'CheckpointError', 'fingerprint', 'FORMAT', 'home_dir', 'load_tensors',
+           'as_path', 'cache_dir', 'CheckpointError', 'fingerprint', 'FORMAT', 'home_dir', 'load_tensors', 'locked',
            'plain_metadata', 'parse_safetensors', 'read_bytes', 'read_metadata', 'read_safetensors', 'remove_leftovers',
            'save_tensors', 'some_of', 'tensor_digest', 'unshared_tensors', 'warn_always', 'write_atomic', 'evaluating',
            'FairLock', 'preserve_modes', 'seed_everything', 'seeded_rng', 'seeded_torch', 'torch_lock', 'activation',
@@ -28,7 +28,7 @@ from lessonkit.core.testing import (
 )
 from lessonkit.core.files import (
     as_path, cache_dir, CheckpointError, content_digest, fingerprint, FORMAT, home_dir,
-    load_tensors, parse_safetensors, plain_metadata, read_bytes, read_metadata, read_safetensors,
+    load_tensors, locked, parse_safetensors, plain_metadata, read_bytes, read_metadata, read_safetensors,
     remove_leftovers, save_tensors, some_of, tensor_digest, unshared_tensors, warn_always,
     write_atomic,
 )
@@ -60,7 +60,8 @@ _all_ = [
     "shorten", "similar_names", "content_digest", "spreadsheet_cell", "unescape_name",
     "assert_close", "assert_equal", "assert_in", "assert_less", "assert_not_equal",
     "assert_not_in", "assert_raises", "assert_warns", "Caught", "is_equal", "as_path", "cache_dir",
-    "CheckpointError", "fingerprint", "FORMAT", "home_dir", "load_tensors", "plain_metadata",
+    "CheckpointError", "fingerprint", "FORMAT", "home_dir", "load_tensors", "locked",
+    "plain_metadata",
     "parse_safetensors", "read_bytes", "read_metadata", "read_safetensors", "remove_leftovers",
     "save_tensors", "some_of", "tensor_digest", "unshared_tensors", "warn_always", "write_atomic",
     "evaluating", "FairLock", "preserve_modes",

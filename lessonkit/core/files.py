@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['FORMAT', 'as_path', 'write_atomic', 'remove_leftovers', 'content_digest', 'fingerprint', 'tensor_digest',
            'plain_metadata', 'CheckpointError', 'unshared_tensors', 'save_tensors', 'read_bytes', 'parse_safetensors',
-           'read_safetensors', 'read_metadata', 'load_tensors', 'some_of', 'warn_always', 'home_dir', 'cache_dir']
+           'read_safetensors', 'read_metadata', 'load_tensors', 'locked', 'some_of', 'warn_always', 'home_dir',
+           'cache_dir']
 
 # %% ../../nbs/core/04_files.ipynb #60905eca
+import errno
 import hashlib
 import json
 import os
@@ -21,8 +23,8 @@ import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -369,6 +371,23 @@ def load_tensors(
     try: return tensors, read_metadata(metadata, tensors)
     except (ValueError, RecursionError) as e:
         raise CheckpointError(f"can't use {path.name!r}: {e}") from e
+
+# %% ../../nbs/core/04_files.ipynb #62f4c57e
+@contextmanager
+def locked(
+    path: Path, # of a file or folder, which need not exist; the lock is a hidden file beside it
+) -> Iterator[bool]: # `as` gives True, or False on a disk without locks
+    "A context that only one process at a time is in. Raises `OSError` if nothing can be written."
+    from filelock import FileLock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try: held.enter_context(FileLock(path.with_name(f".{path.name}.lock")))
+        except NotImplementedError: is_alone = False
+        except OSError as e:
+            if e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK): raise
+            is_alone = False
+        else: is_alone = True
+        yield is_alone
 
 # %% ../../nbs/core/04_files.ipynb #93beeee8
 def some_of(

@@ -26,7 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.checks import short_repr
-from ..core.files import as_path, some_of, warn_always
+from ..core.files import as_path, locked, some_of, warn_always
 from ..core.interrupts import uninterrupted
 from ..core.names import escape_name, printable, unescape_name
 from ..core.task import flat_labels, is_sequence, plain_labels
@@ -166,25 +166,10 @@ def _effective(
     return left
 
 # %% ../../nbs/data/10_corrections.ipynb #4052b8c5
-def _lock(descriptor: int, locked: bool):
-    "Lock a file, or unlock it, where the system can; another program waits until it is free."
-    if os.name == "nt":  # there, what is locked can't be read: a byte far beyond the end will do
-        import msvcrt
-        os.lseek(descriptor, 2**30, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_LOCK if locked else msvcrt.LK_UNLCK, 1)
-    else:
-        import fcntl
-        fcntl.flock(descriptor, fcntl.LOCK_EX if locked else fcntl.LOCK_UN)
-
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     "The file, open to read and to append to, and nobody else's meanwhile."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+b", buffering=0) as f:
-        with suppress(OSError): _lock(f.fileno(), True)
-        try: yield f
-        finally:
-            with suppress(OSError): _lock(f.fileno(), False)
+    with locked(file), open(file, "a+b", buffering=0) as f: yield f
 
 # %% ../../nbs/data/10_corrections.ipynb #e61b55f4
 def _append(

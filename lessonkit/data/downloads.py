@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..core.files import as_path, remove_leftovers, write_atomic
+from ..core.files import as_path, locked, remove_leftovers, write_atomic
 from ..core.interrupts import run_in_threads
 from ..core.progress import ProgressLine
-from .archives import ArchiveError, locked, unpack, unpacked_from
+from .archives import ArchiveError, unpack, unpacked_from
 from .formats import detect_format, FORMATS
 from .images import why_unreadable
 

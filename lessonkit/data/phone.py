@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta

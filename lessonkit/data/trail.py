@@ -12,49 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .canvas import enlarge, smoothstep, to_linear
+from .canvas import smoothstep, to_linear
 from .drawing import expose
 from .fur import noise
+from .mountains import bar, blur, clouds, draw_place, pick_color, Place, polygon_mask
 from .scenes import cover_one_side
 
-# %% ../../nbs/data/22_trail.ipynb #bca6d8cb
-def _clouds(width, height, cells, rng):
-    "Smooth noise, (height, width, 1), standard deviation 1; its largest details are `width/cells`."
-    total = np.zeros((height, width, 1), np.float32)
-    for octave in range(4):
-        n = cells * 2 ** octave
-        grid = rng.standard_normal((n * height // width + 3, n + 3, 1))
-        total += enlarge(grid, width, height) * np.float32(.55 ** octave)
-    return total / total.std()
-
-def _pick(colors, rng, spread=.2):
-    "One of the colors, a little different each time."
-    color = to_linear(rng.choice(colors.split()))
-    return color * np.float32(np.exp(rng.normal(0, spread) + rng.normal(0, .06, 3)))
-
-# %% ../../nbs/data/22_trail.ipynb #5f928b8a
-def _mask(shape, polygons, soft=0.):
-    "How much of each pixel the polygons cover, (height, width, 1)."
-    height, width = shape[:2]
-    sheet = Image.new("L", (width * 3, height * 3))
-    draw = ImageDraw.Draw(sheet)
-    for points in polygons: draw.polygon([(x * 3, y * 3) for x, y in points], fill=255)
-    cover = np.asarray(sheet.resize((width, height), Image.BOX), np.float32)[..., None] / 255
-    return _blur(cover, soft) if soft else cover
-
-def _blur(values, by):
-    from scipy import ndimage
-    return ndimage.gaussian_filter(values, (by, by, 0))
-
-def _bar(start, end, thick, thick_end=None):
-    "A straight bar between two points."
-    (x0, y0), (x1, y1) = start, end
-    length = math.hypot(x1 - x0, y1 - y0) or 1
-    nx, ny = (y0 - y1) / length / 2, (x1 - x0) / length / 2
-    a, b = thick, thick if thick_end is None else thick_end
-    return [(x0 + nx * a, y0 + ny * a), (x1 + nx * b, y1 + ny * b),
-            (x1 - nx * b, y1 - ny * b), (x0 - nx * a, y0 - ny * a)]
-
+# %% ../../nbs/data/22_trail.ipynb #17972cf0
 def _arrow(x, y, long, thick, way, tilt=0.):
     "An arrow with its middle at (x, y) that points right if `way` is 1, and left if it is -1."
     half, head = long / 2, thick * 1.5
@@ -63,135 +27,6 @@ def _arrow(x, y, long, thick, way, tilt=0.):
     points = [(way * u, v * thick) for u, v in right]
     c, s = math.cos(tilt), math.sin(tilt)
     return [(x + u * c - v * s, y + u * s + v * c) for u, v in points]
-
-# %% ../../nbs/data/22_trail.ipynb #3fad5c19
-@dataclass
-class _Place:
-    "A landscape while it is being drawn."
-    image: np.ndarray # (h, w, 3) linear rgb; changed in place
-    horizon: float # y of the farthest ground
-    sun: float # where the light comes from: -1 left, 1 right
-    sunny: float # 0 overcast to 1 clear
-    haze: float # 0 to 1
-    rng: np.random.Generator # every choice comes from it
-
-    def __post_init__(self):
-        self.height, self.width, _ = self.image.shape
-        self.ys, self.xs = np.mgrid[:self.height, :self.width].astype(np.float32)[..., None]
-        self.below = ((self.ys - self.horizon) / (self.height - self.horizon)).clip(0)
-        self.brightness = .65 + .35 * self.sunny # of what stands in the light
-
-    def paint(self, color, *polygons, soft=0.):
-        self.blend(_mask(self.image.shape, polygons, soft), color)
-
-    def blend(self, cover, color):
-        "Put a color where `cover` is 1."
-        self.image += cover * (color - self.image)
-
-    def clouds(self, cells): return _clouds(self.width, self.height, cells, self.rng)
-
-    def edge(self, cells):
-        "A curve from the left to the right, (1, w, 1), standard deviation about 1."
-        return _clouds(self.width, 8, cells, self.rng)[3:4]
-
-# %% ../../nbs/data/22_trail.ipynb #64aca3e4
-def _add_sky(place):
-    rng = place.rng
-    down = (place.ys / place.horizon).clip(0, 1)
-    blue = np.float32([.16, .33, .72]) * rng.uniform(.7, 1.2)
-    low = np.float32([.62, .74, .88])
-    if rng.random() < .15: low = low * np.float32([1.25, 1, 1])
-    sky = blue + (low - blue) * down ** .8
-    cloudy = smoothstep(-.5, 1.2, place.clouds(3) + rng.uniform(-1.2, 1))
-    gray = np.float32([.84, .85, .88]) * rng.uniform(.6, 1.05)
-    place.image[:] = sky + cloudy * .9 * (gray - sky)
-
-def _add_ridge(place, far):
-    "Mountains; `far` is 1 for the farthest and 0 for the nearest."
-    rng, height = place.rng, place.height
-    rough = place.edge(int(rng.integers(2, 5))) * .05 * (.5 + far)
-    top = place.horizon - height * (.03 + far * rng.uniform(.06, .2) + rough)
-    relief = place.clouds(9)
-    lit = np.diff(relief, axis=1, append=relief[:, -1:]) * -place.sun
-    color = _pick("39482f 4a5a3c 5d5a52 6b665e 3f4f45", rng)
-    color = color * (1 + np.clip(lit * 6, -.6, 1.5) * place.sunny)
-    if far > .4 and rng.random() < .6:
-        snow = smoothstep(.12, .0, (place.ys - top) / height + .03 * relief)
-        color = color + snow * (np.float32([.85, .88, .95]) * (1 + lit.clip(-.1, .06) * 4) - color)
-    hazy = np.float32(place.haze * (.15 + .6 * far))
-    color = color + hazy * (np.float32([.55, .66, .8]) - color)
-    place.blend(smoothstep(-.7, .7, place.ys - top), color)
-
-# %% ../../nbs/data/22_trail.ipynb #274307a4
-def _grain(place, across, along):
-    "Noise that lies on the ground, (h, w, 1); the factors say how fine it is."
-    depth = 1 / (place.below.clip(.001) + .1)
-    dx, dy = place.rng.integers(0, 256, 2)
-    columns = ((place.xs - place.width / 2) * depth * across).astype(int) + dx
-    rows = (depth * along).astype(int) + dy
-    return noise().blot[rows & 255, columns & 255] / (1 + .12 * depth)
-
-def _ground_color(place):
-    rng = place.rng
-    kind = rng.choice(["grass", "gravel", "snow"], p=[.68, .24, .08])
-    if kind == "snow":
-        return np.float32([.8, .84, .92]) * (1 + .05 * _grain(place, .7, 120))
-    grass, gravel = "5d7a30 4d6b2c 7a8a3c 8a8048 6c7f45", "8c8678 77736a 9a9080"
-    color = _pick(grass if kind == "grass" else gravel, rng, .15)
-    texture = .2 * _grain(place, .9, 150) + .2 * _grain(place, 2.2, 420)
-    return color * (1 + .12 * place.clouds(5) + texture).clip(.25)
-
-def _add_ground(place):
-    rng, width, below = place.rng, place.width, place.below
-    color = _ground_color(place)
-    if rng.random() < .6: # a path
-        sway, phase = rng.uniform(.02, .15) * width, rng.uniform(0, 6)
-        middle = rng.uniform(.3, .7) * width + sway * np.sin(3 * below + phase)
-        half = width * (.012 + .11 * below)
-        off = np.abs(place.xs - middle) / half + .12 * _grain(place, .8, 40)
-        earth = _pick("8d7a5c a08c6c 75664e 9a958a", rng) * (1 + .22 * _grain(place, 1.6, 260))
-        color = color + smoothstep(1.2, .8, off) * .9 * (earth - color)
-    light = .75 + .35 * place.sunny - .15 * below
-    place.blend(smoothstep(-1, 1, place.ys - place.horizon - 2 * place.edge(12)), color * light)
-
-# %% ../../nbs/data/22_trail.ipynb #9df3b513
-def _add_trees(place):
-    rng, width, height = place.rng, place.width, place.height
-    count, tallest = int(rng.integers(12, 60)), height * rng.uniform(.06, .25)
-    middle, spread = rng.uniform(0, width), width * rng.uniform(.15, .8)
-    branches = []
-    for _ in range(count):
-        x, y = rng.normal(middle, spread), place.horizon + rng.uniform(-.01, .03) * height
-        tall = tallest * rng.uniform(.45, 1)
-        for level in range(4):
-            half = tall * (.2 - .04 * level) * rng.uniform(.8, 1.15)
-            low = y - tall * .2 * level
-            branches.append([(x - half, low), (x, low - tall * .42), (x + half, low)])
-    color = _pick("1e2e1a 22331f 2c3d20 34442a", rng) * (1 + .35 * place.clouds(40)).clip(.3)
-    hazy = np.float32(place.haze * .25)
-    place.paint(color + hazy * (np.float32([.5, .6, .7]) - color), *branches)
-
-def _draw_place(width, height, rng):
-    "A landscape in which nothing stands yet."
-    place = _Place(np.zeros((height, width, 3), np.float32), height * rng.uniform(.36, .6),
-                   rng.choice([-1, 1]) * rng.uniform(.2, 1), rng.uniform(.2, 1),
-                   rng.uniform(.1, .8), rng)
-    _add_sky(place)
-    for far in np.linspace(1, 0, rng.integers(1, 4)): _add_ridge(place, far)
-    _add_ground(place)
-    if rng.random() < .75: _add_trees(place)
-    return place
-
-# %% ../../nbs/data/22_trail.ipynb #262b3d88
-def _add_shadow(place, x, y, half):
-    u = (place.xs - x + place.sun * half * .5) / half
-    v = (place.ys - y) / (half * .25)
-    place.image *= 1 - (.35 + .3 * place.sunny) * smoothstep(1.2, .2, np.hypot(u, v))
-
-def _hide_foot(place, before, y):
-    "Put the ground of `before` back where it is below `y`."
-    foot = smoothstep(-1.5, 1.5, place.ys - y - 2.5 * place.edge(16))
-    place.blend(foot, before)
 
 # %% ../../nbs/data/22_trail.ipynb #3e9314a4
 @dataclass
@@ -214,13 +49,13 @@ def _streaks(width, height, along):
 
 def _board_colors(style, width, height, rng):
     "Paper, (3,) or (h, w, 3), and ink, (3,)."
-    if style == "pointer": return _pick("e8b800 f0c81e e8e4da", rng, .1), to_linear("181614")
+    if style == "pointer": return pick_color("e8b800 f0c81e e8e4da", rng, .1), to_linear("181614")
     if style == "plate":
         if rng.random() < .5:
-            return _pick("24509a 2a6a3c 6b4a2c 30343a", rng, .1), to_linear("f0f0ea")
-        return _pick("efeee6 e9c420", rng, .1), _pick("20242a b0201c", rng, .05)
-    wood = _pick("8a6a48 a58460 6b5238 9c9488 8a8378 b89a70", rng)
-    ink = _pick("1c1814 e8e2d0 d8b030 302418", rng, .1)
+            return pick_color("24509a 2a6a3c 6b4a2c 30343a", rng, .1), to_linear("f0f0ea")
+        return pick_color("efeee6 e9c420", rng, .1), pick_color("20242a b0201c", rng, .05)
+    wood = pick_color("8a6a48 a58460 6b5238 9c9488 8a8378 b89a70", rng)
+    ink = pick_color("1c1814 e8e2d0 d8b030 302418", rng, .1)
     if np.abs(ink - wood).max() < .15: ink = ink * .2
     return wood * (1 + .12 * _streaks(width, height, False)), ink
 
@@ -248,7 +83,7 @@ def _add_border(board):
     middle = np.mean(board.shape, 0)
     smaller = np.float32([1 - 2 * line / width, 1 - 2 * line / height])
     inner = [tuple(middle + (np.array(point) - middle) * smaller) for point in board.shape]
-    board.rgb += (1 - _mask(board.rgb.shape, [inner])) * (board.ink - board.rgb)
+    board.rgb += (1 - polygon_mask(board.rgb.shape, [inner])) * (board.ink - board.rgb)
 
 # %% ../../nbs/data/22_trail.ipynb #f8414052
 def _make_board(way, width, rng):
@@ -271,9 +106,9 @@ def _make_board(way, width, rng):
         if not is_pointed:
             arrow = _arrow(width * (.5 + .37 * way), height / 2, width * .2,
                            height * rng.uniform(.12, .2), way)
-    if arrow: board.rgb += _mask(board.rgb.shape, [arrow]) * (ink - board.rgb)
-    board.rgb *= 1 - .25 * smoothstep(.6, 2, _clouds(width, height, 4, rng)) # weather
-    return np.concatenate([board.rgb, _mask(board.rgb.shape, [board.shape])], -1)
+    if arrow: board.rgb += polygon_mask(board.rgb.shape, [arrow]) * (ink - board.rgb)
+    board.rgb *= 1 - .25 * smoothstep(.6, 2, clouds(width, height, 4, rng)) # weather
+    return np.concatenate([board.rgb, polygon_mask(board.rgb.shape, [board.shape])], -1)
 
 # %% ../../nbs/data/22_trail.ipynb #d1ebc379
 def _corners(x, y, half_wide, half_high, rng):
@@ -318,19 +153,19 @@ def _draw_sign(place, way):
     _add_post(place, x + wide * rng.uniform(-.25, .25), y - tall * rng.uniform(.4, .9), foot,
               wide * rng.uniform(.05, .1))
     rgb, cover = _put_up(board, _corners(x, y, wide / 2, tall / 2, rng), place.image.shape)
-    shadow = np.roll(_blur(cover, 2), (2, int(-2 * place.sun)), (0, 1)) # on the post
+    shadow = np.roll(blur(cover, 2), (2, int(-2 * place.sun)), (0, 1)) # on the post
     place.image *= 1 - .35 * shadow
     light = np.float32(.65 + .5 * place.sunny * rng.uniform(.4, 1))
     place.image += rgb * light - cover * place.image
 
 def _add_post(place, x, top, foot, thick):
     rng = place.rng
-    _add_shadow(place, x, foot, thick * 4)
-    wood = _pick("6b5238 8a7a64 4a3c2c 9a9a98 5c5c5c", rng)
+    place.add_shadow(x, foot, thick * 4)
+    wood = pick_color("6b5238 8a7a64 4a3c2c 9a9a98 5c5c5c", rng)
     side = np.clip((place.xs - x) / thick * -place.sun, -1, 1)
     shade = (1 - .35 * side * place.sunny) * (1 + .15 * _streaks(place.width, place.height, True))
     lean = rng.normal(0, .02) * place.width
-    place.paint(wood * shade, _bar((x, top), (x + lean, foot), thick))
+    place.paint(wood * shade, bar((x, top), (x + lean, foot), thick))
 
 # %% ../../nbs/data/22_trail.ipynb #9bcae70e
 STONES = "8c8880 9a948a 77736c a39a8a 6c6660 8a8072"
@@ -341,7 +176,7 @@ def _add_stone(place, x, y, half, high, color):
     cos, sin = np.cos(angle), np.sin(angle)
     radius = (1 + place.rng.normal(0, .09, 14)) * (abs(cos) ** 3 + abs(sin) ** 3) ** (-1 / 3)
     points = np.stack([x + half * cos * radius, y + high * sin * radius], 1)
-    cover = _mask(place.image.shape, [list(map(tuple, points))])
+    cover = polygon_mask(place.image.shape, [list(map(tuple, points))])
     u, v = (place.xs - x) / half, (place.ys - y) / high
     light = .62 - .3 * v + .3 * place.sunny * u * place.sun - .12 * (u * u + v * v)
     texture = 1 + .18 * place.clouds(30)
@@ -353,8 +188,9 @@ def _draw_cairn(place):
     size = min(width, height) * rng.uniform(.35, .85)
     x = width * rng.uniform(.3, .7)
     y = min(max(place.horizon + height * rng.uniform(.1, .4), size * .7), height * 1.02)
-    _add_shadow(place, x, y, size * .42)
-    rows, color, wide = int(rng.integers(4, 9)), _pick(STONES, rng), size * rng.uniform(.22, .4)
+    place.add_shadow(x, y, size * .42)
+    rows, color = int(rng.integers(4, 9)), pick_color(STONES, rng)
+    wide = size * rng.uniform(.22, .4)
     for row in range(rows):
         high = size / rows * rng.uniform(.4, .62)
         span = wide * (1 - row / rows) ** .8 + size * .05
@@ -374,34 +210,34 @@ def _draw_rock_arrow(place, way):
     high = half * rng.uniform(.5, .9)
     x = width * rng.uniform(.35, .65)
     y = min(place.horizon + height * rng.uniform(.12, .35), height * .9)
-    _add_shadow(place, x, y + high * .8, half * 1.2)
-    gray, color = _pick(STONES, rng), _pick("d8d4cc c02c20 e0b020 2858a8", rng, .1)
+    place.add_shadow(x, y + high * .8, half * 1.2)
+    gray, color = pick_color(STONES, rng), pick_color("d8d4cc c02c20 e0b020 2858a8", rng, .1)
     if np.abs(color - gray).max() < .25: color = to_linear("c02c20")
     rock = _add_stone(place, x, y, half, high, gray)
     center = x + rng.normal(0, .1) * half, y + rng.normal(-.05, .1) * high
     arrow = _arrow(*center, half * rng.uniform(.8, 1.3), high * rng.uniform(.14, .24), way,
                    rng.normal(0, .12))
     left_of_it = smoothstep(1.6, .3, place.clouds(24) + rng.uniform(-.6, .5))
-    cover = _mask(place.image.shape, [arrow], soft=.4) * rock * left_of_it * .92
+    cover = polygon_mask(place.image.shape, [arrow], soft=.4) * rock * left_of_it * .92
     place.blend(cover, color * (.6 + .3 * place.sunny) * (1 + .08 * place.clouds(30)))
-    _hide_foot(place, before, y + high * .7)
+    place.hide_foot(before, y + high * .7)
 
 # %% ../../nbs/data/22_trail.ipynb #0d4affb2
 def _water(place):
     "The color of a stream, (h, w, 3)."
     rng = place.rng
-    color = _pick("3c5a58 4a6a70 5c7c80 6a7a70", rng)
-    ripple = .14 * _grain(place, .22, 160) + .12 * _grain(place, .7, 420)
-    return color * (1 + ripple) + smoothstep(.9, 2.4, _grain(place, .4, 260)) * rng.uniform(.1, .6)
+    color = pick_color("3c5a58 4a6a70 5c7c80 6a7a70", rng)
+    ripple = .14 * place.grain(.22, 160) + .12 * place.grain(.7, 420)
+    return color * (1 + ripple) + smoothstep(.9, 2.4, place.grain(.4, 260)) * rng.uniform(.1, .6)
 
 def _wood(place):
     "The color of planks, (h, w, 3)."
-    color = _pick("8a6a48 7a6450 9c8c78 6b5238 b09068 8a8680", place.rng) * place.brightness
+    color = pick_color("8a6a48 7a6450 9c8c78 6b5238 b09068 8a8680", place.rng) * place.brightness
     return color * (1 + .12 * _streaks(place.width, place.height, False))
 
 def _chain(points, thick):
     "Bars from each point to the next."
-    return [_bar(start, end, thick) for start, end in zip(points, points[1:])]
+    return [bar(start, end, thick) for start, end in zip(points, points[1:])]
 
 # %% ../../nbs/data/22_trail.ipynb #13ec4b40
 def _draw_bridge_ahead(place):
@@ -426,13 +262,13 @@ def _draw_bridge_ahead(place):
     place.paint(wood, [point(0, -1), point(0, 1), point(1, 1), point(1, -1)])
     count = int(rng.integers(14, 26))
     gaps = [(k + .5) / count for k in range(count)]
-    between = [_bar(point(t, -1), point(t, 1), height * .01 / (1 + 3 * t)) for t in gaps]
+    between = [bar(point(t, -1), point(t, 1), height * .01 / (1 + 3 * t)) for t in gaps]
     place.paint(wood * .25, *between)
     tall, thick = height * rng.uniform(.28, .42), height * .03
     rails = []
     for side in (-1, 1):
-        rails += [_bar(point(t, side), point(t, side, tall), thick / (1 + 3 * t)) for t in steps]
-        rails += [_bar(point(0, side, up), point(1, side, up), thick, thick * ratio)
+        rails += [bar(point(t, side), point(t, side, tall), thick / (1 + 3 * t)) for t in steps]
+        rails += [bar(point(0, side, up), point(1, side, up), thick, thick * ratio)
                   for up in (tall, tall / 2)]
     place.paint(_wood(place), *rails)
 
@@ -458,22 +294,22 @@ def _draw_bridge_aside(place):
     steps, posts = np.linspace(0, 1, 13), np.linspace(0, 1, int(rng.integers(5, 11)))
     for t in (0, 1):
         x, y = point(t, -height * .07)
-        _add_stone(place, x, y, width * .1, height * .08, _pick(STONES, rng))
+        _add_stone(place, x, y, width * .1, height * .08, pick_color(STONES, rng))
     under = _chain([point(t, -height * .07) for t in steps], thick * 2)
-    place.image *= 1 - .5 * _mask(place.image.shape, under, soft=3) # its shadow
+    place.image *= 1 - .5 * polygon_mask(place.image.shape, under, soft=3) # its shadow
     wood = _wood(place)
     place.paint(wood * .8, *_chain([point(t) for t in steps], thick * 1.6))
-    rails = [_bar(point(t), point(t, tall), thick * .6) for t in posts]
+    rails = [bar(point(t), point(t, tall), thick * .6) for t in posts]
     for up in (tall, tall / 2): rails += _chain([point(t, up) for t in steps], thick * .6)
     if rng.random() < .4: # struts
-        rails += [_bar(point(a), point(b, tall), thick * .4) for a, b in zip(posts, posts[1:])]
+        rails += [bar(point(a), point(b, tall), thick * .4) for a, b in zip(posts, posts[1:])]
     place.paint(wood, *rails)
 
 # %% ../../nbs/data/22_trail.ipynb #df46a954
 @dataclass
 class _Hut:
     "The measures of a hut, in pixels, and its light."
-    place: _Place # where it stands
+    place: Place # where it stands
     x: float # the middle of its front
     y: float # of the ground
     size: float # about its height and width
@@ -511,7 +347,7 @@ def _make_hut(place):
 # %% ../../nbs/data/22_trail.ipynb #1dc5d597
 def _add_walls(hut):
     place, rng, half = hut.place, hut.place.rng, hut.front / 2
-    logs = _pick("8a6040 6b4a30 9c8468 54463a a09080 b0a898", rng)
+    logs = pick_color("8a6040 6b4a30 9c8468 54463a a09080 b0a898", rng)
     logs = logs * (hut.stripes(rng.uniform(.035, .06), .35) + .08 * place.clouds(20))
     end = half + hut.side
     place.paint(logs * hut.lit[1], hut.points((half, 0), (end, hut.drop), (end, hut.wall),
@@ -519,7 +355,7 @@ def _add_walls(hut):
     place.paint(logs * hut.lit[0], hut.points((-half, 0), (half, 0), (half, hut.wall),
                                               (0, hut.wall + hut.roof), (-half, hut.wall)))
     if rng.random() < .6: # a base of stones
-        stone = _pick(STONES, rng) * hut.lit[0] * (1 + .2 * place.clouds(30))
+        stone = pick_color(STONES, rng) * hut.lit[0] * (1 + .2 * place.clouds(30))
         place.paint(stone, hut.quad(-half, 0, hut.front, hut.wall * .2))
 
 def _add_window(hut, frame, u, v, wide, tall, skew=0.):
@@ -532,9 +368,9 @@ def _add_window(hut, frame, u, v, wide, tall, skew=0.):
 def _add_door_and_windows(hut):
     rng, front, side, wall = hut.place.rng, hut.front, hut.side, hut.wall
     door = rng.uniform(-.3, .1) * front
-    color = _pick("3c2c20 5a2c20 2c4a3a 6b5238", rng) * hut.lit[0]
+    color = pick_color("3c2c20 5a2c20 2c4a3a 6b5238", rng) * hut.lit[0]
     hut.place.paint(color, hut.quad(door, 0, front * .2, wall * .75))
-    frame = _pick("e8e4da a02c24 2c5a3c 4a3828", rng) * hut.lit[0]
+    frame = pick_color("e8e4da a02c24 2c5a3c 4a3828", rng) * hut.lit[0]
     _add_window(hut, frame, door + front * .3, wall * .38, front * .14, wall * .3)
     for k in range(int(rng.integers(0, 3))):
         _add_window(hut, frame, front / 2 + side * (.2 + .35 * k), wall * .4, side * .16, wall * .3,
@@ -545,10 +381,10 @@ def _add_roof(hut):
     place, rng, half = hut.place, hut.place.rng, hut.front / 2
     top, over, end = hut.wall + hut.roof, hut.size * .06, half + hut.side
     if rng.random() < .6: # a chimney
-        brick = _pick(STONES, rng) * hut.lit[0]
+        brick = pick_color(STONES, rng) * hut.lit[0]
         place.paint(brick, hut.quad(hut.front * .1 + hut.side * .5, top - hut.roof * .3,
                                     hut.size * .07, hut.roof * .6))
-    tiles, detail = _pick("5c5a5a 7a3c2c 8a8684 6b5040 4a4440 9a5c44", rng), 1
+    tiles, detail = pick_color("5c5a5a 7a3c2c 8a8684 6b5040 4a4440 9a5c44", rng), 1
     if rng.random() < .12: tiles, detail = np.float32([.85, .88, .94]), .3 # snow
     texture = 1 + detail * (.1 * place.clouds(30) + hut.stripes(.04, .2) - 1)
     slope = hut.points((0, top + over * .4), (hut.side + over, top - hut.drop * .5),
@@ -556,16 +392,16 @@ def _add_roof(hut):
     place.paint(tiles * texture * (.45 + .5 * place.sunny), slope)
     ridge, left, right = hut.points((0, top + over * .3), (-half - over, hut.wall - over),
                                     (half + over, hut.wall - over))
-    place.paint(tiles * .55, *[_bar(ridge, low, hut.size * .045) for low in (left, right)])
+    place.paint(tiles * .55, *[bar(ridge, low, hut.size * .045) for low in (left, right)])
 
 def _draw_hut(place):
     before = place.image.copy()
     hut = _make_hut(place)
-    _add_shadow(place, hut.x, hut.y, hut.size * .75)
+    place.add_shadow(hut.x, hut.y, hut.size * .75)
     _add_walls(hut)
     _add_door_and_windows(hut)
     _add_roof(hut)
-    _hide_foot(place, before, hut.y - hut.size * .01)
+    place.hide_foot(before, hut.y - hut.size * .01)
 
 # %% ../../nbs/data/22_trail.ipynb #5a31a914
 THINGS = ("left", "right", "bridge", "cairn", "hut")
@@ -581,7 +417,7 @@ def draw_scene(
         raise ValueError(f"cannot draw {kind!r}: use {', '.join(THINGS)} or nothing")
     width, height = (int(side * _MARGIN) for side in (size, size * 3 // 4))
     if rng.random() < .4: width, height = height, width
-    place = _draw_place(width, height, rng)
+    place = draw_place(width, height, rng)
     if kind in ("left", "right"): _draw_sign(place, 1 if kind == "right" else -1)
     if kind == "bridge":
         if rng.random() < .5: _draw_bridge_ahead(place)

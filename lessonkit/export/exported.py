@@ -35,7 +35,7 @@ from lessonkit.results.predict import (
 )
 from ..results.preds import Preds
 from ..results.tta import tta_set
-from ..train.engine import Engine
+from ..train.engine import Engine, keep_freed_memory
 
 # %% ../../nbs/export/02_exported.ipynb #c2e84e2f
 def write_classifier(
@@ -99,7 +99,11 @@ def encode_labels(
             raise ValueError("labels that this classifier doesn't know: "
                              f"{some_of(sorted(unknown, key=str))}. Its classes are "
                              f"{some_of(task.classes, 20)}")
-    return make_targets(task, labels)
+    targets = make_targets(task, labels)
+    if targets.ndim > 1 and targets.shape[1] != task.n_out:
+        raise ValueError(f"each label is {targets.shape[1]} number(s), and this classifier "
+                         f"predicts {task.n_out}")
+    return targets
 
 # %% ../../nbs/export/02_exported.ipynb #c6aa0d73
 @dataclass(frozen=True, eq=False)
@@ -129,6 +133,7 @@ class ExportedClassifier:
         precision: str = "auto", # "auto", "fp32", "bf16" or "fp16"
         bs: int = 64, # most images in a batch
     ):
+        keep_freed_memory()
         self.settings = settings
         self.engine = Engine(device, precision)
         self.model = self.engine.place(model)
@@ -158,7 +163,7 @@ class ExportedClassifier:
 
     @property
     def calibration(self) -> dict | None:
-        "Temperature, its interval, errors before and after; None: it was not calibrated."
+        "Temperature, its interval, errors before and after; None: not known to be calibrated."
         return self.settings.calibration
 
     @property

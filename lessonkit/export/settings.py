@@ -112,7 +112,7 @@ def describe_export(
     notes = [settings.arch, str(settings.task), f"{settings.size} px"]
     if settings.channels != 3: notes.append(f"{settings.channels} channel(s)")
     if settings.threshold is not None: notes.append(f"threshold {settings.threshold:g}")
-    notes.append("calibrated" if settings.calibration else "not calibrated")
+    if settings.calibration: notes.append("calibrated")
     return ", ".join(notes)
 
 # %% ../../nbs/export/01_settings.ipynb #fabc754a

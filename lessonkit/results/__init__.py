@@ -57,7 +57,8 @@ from lessonkit.results.scores import (
 from lessonkit.results.calibration import (
     accepted_indices, apply_temperature, bin_edges, calibrate, calibrate_model, Calibration,
     calibration_error, calibration_of, chance_calibration_error, check_temperature, confidence,
-    crossfit_temperatures, decide_or_abstain, fit_temperature, fold_temperature, nll, reliability, risk_coverage,
+    crossfit_temperatures, decide_or_abstain, fit_temperature, fold_temperature, nll, reliability,
+    risk_coverage,
     search_temperature, temperature_interval, TEMPERATURES, threshold_for,
 )
 from lessonkit.results.explain import (
