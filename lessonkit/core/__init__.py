@@ -28,9 +28,9 @@ from lessonkit.core.testing import (
 )
 from lessonkit.core.files import (
     as_path, cache_dir, CheckpointError, content_digest, fingerprint, FORMAT, home_dir,
-    load_tensors, locked, parse_safetensors, plain_metadata, read_bytes, read_metadata, read_safetensors,
-    remove_leftovers, save_tensors, some_of, tensor_digest, unshared_tensors, warn_always,
-    write_atomic,
+    load_tensors, locked, parse_safetensors, plain_metadata, read_bytes, read_metadata,
+    read_safetensors, remove_leftovers, save_tensors, some_of, tensor_digest, unshared_tensors,
+    warn_always, write_atomic,
 )
 from lessonkit.core.rng import (
     evaluating, FairLock, preserve_modes, seed_everything, seeded_rng, seeded_torch, torch_lock,
