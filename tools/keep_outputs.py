@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nbformat
 
+import run_lesson
+
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^\s*# output not committed\b", re.M)
 
@@ -33,6 +35,7 @@ def keep(executed, root=ROOT):
         sys.exit(f"{path.name} has changed since it was run: run it again")
     for old, new in zip(old_cells, new_cells):
         old.outputs, old.execution_count = new.outputs, new.execution_count
+    run_lesson.leave_out_widgets(nb)
     print(f"{path.name}: outputs copied, except those of {strip(nb)} marked cells")
     nbformat.write(nb, path)
 

@@ -51,8 +51,8 @@ def _candidate(preds: Preds, i: int, by: str) -> Candidate:
     label = None if preds.targets is None else task.decode(preds.targets[i])
     probability = float(probs.max()) if task.kind == "single" else None
     loss = None if preds.losses is None else float(preds.losses[i])
-    reason = f"margin {float(preds.margin[i]):.2f}"
     if by == "top losses": reason = f"loss {abs(loss):.2f}"  # not -0.00
+    else: reason = f"margin {float(preds.margin[i]):.2f}"
     return Candidate(preds.paths[i], label, task.decode(probs), probability, loss, reason)
 
 # %% ../../nbs/results/09_cleaning.ipynb #6a2a31af
