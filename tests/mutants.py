@@ -10,6 +10,8 @@ from functools import cache
 import numpy as np
 from PIL import features, Image, PngImagePlugin
 
+from pictures import saved
+
 WIDTH, HEIGHT = 61, 47   # numbers that are easy to find in the head of a file
 
 
@@ -22,12 +24,6 @@ def picture(mode="RGB", key=0):
     layers = [128 + 90 * np.sin(x / 9 + k) * np.cos(y / (5 + k + key)) for k in range(3)]
     pixels = np.stack(layers, 2) + rng.normal(0, 6, (HEIGHT, WIDTH, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
-
-
-def saved(img, format, **options):
-    file = io.BytesIO()
-    img.save(file, format, **options)
-    return file.getvalue()
 
 
 def sixteen_bits():

@@ -16,6 +16,7 @@ from lessonkit.data.images import (
     image_files, ImageReadError, open_image, open_pixels, passed_over, suggest_pixel_range,
     unreadable_images,
 )
+from pictures import photo, saved
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
 KINDS = [  # endings, formats as Pillow calls them, and options for saving
@@ -29,21 +30,6 @@ if formats.can_open("HEIF"):
     from pillow_heif import register_heif_opener
     register_heif_opener()  # to save them
     KINDS.append(("heic", "HEIF", {}))
-
-
-def photo(width=60, height=44, key=0):
-    "Smooth colors with some noise."
-    rng = np.random.default_rng(key)
-    small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(small).resize((width, height), 3), int)
-    noisy = smooth + rng.integers(-9, 10, smooth.shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-def saved(img, format, **options):
-    file = io.BytesIO()
-    img.save(file, format, **options)
-    return file.getvalue()
 
 
 def pixels_of(source, *args, **options):
@@ -127,7 +113,7 @@ def test_more_formats_can_be_allowed(tmp_path):
 @pytest.mark.parametrize("size", [None, 20])
 def test_every_form_of_a_file_gives_the_same_image(tmp_path, ending, format, options, size):
     path = tmp_path / f"a.{ending}"
-    content = saved(photo(200, 150), format, **options)
+    content = saved(photo(width=200, height=150), format, **options)
     path.write_bytes(content)
     expected = pixels_of(path, size)
     at_end = io.BytesIO(content)
@@ -179,7 +165,7 @@ def test_what_is_not_one_image_is_refused(wrong):
 @pytest.mark.parametrize("prepare", [
     lambda img: None, lambda img: img.load(), lambda img: img.draft("RGB", (90, 90))])
 def test_a_pillow_image_is_left_as_it_was(tmp_path, prepare):
-    photo(400, 300).save(tmp_path / "a.jpg")
+    photo(width=400, height=300).save(tmp_path / "a.jpg")
     img = Image.open(tmp_path / "a.jpg")
     prepare(img)
     before = img.mode, img.size
@@ -460,7 +446,7 @@ def test_a_budget_is_shared_and_never_exceeded():
 
 @pytest.mark.parametrize("full", [False, True])
 def test_ctrl_c_stops_the_check_within_half_a_second(tmp_path, full):
-    photo(300, 200).save(tmp_path / "a.png")
+    photo(width=300, height=200).save(tmp_path / "a.png")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     pressed = []
     def press():

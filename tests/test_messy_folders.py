@@ -15,6 +15,7 @@ from lessonkit.data.formats import limit_decoding
 from lessonkit.data.image_data import ImageData
 from lessonkit.data.images import image_files, ImageReadError, list_images, open_image
 from lessonkit.learner import Learner
+from pictures import photo, saved
 
 OPTIONS = dict(size=16, bs=4, threads=2)
 HEIC = formats.can_open("HEIF")
@@ -26,21 +27,6 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs links and odd names
 
 
 # ---- a folder with a little of everything
-
-def photo(key=0, width=60, height=44):
-    "Smooth colors with some noise."
-    rng = np.random.default_rng(key)
-    small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(small).resize((width, height), 3), int)
-    noisy = smooth + rng.integers(-9, 10, smooth.shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-def saved(img, format, **options):
-    file = io.BytesIO()
-    img.save(file, format, **options)
-    return file.getvalue()
-
 
 def turned(orientation):
     exif = Image.Exif()
