@@ -88,6 +88,7 @@ def pretrained_body(folder):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tensors = timm.create_model("test_efficientnet").state_dict()
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     return path
 

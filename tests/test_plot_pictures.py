@@ -322,7 +322,7 @@ def test_a_file_that_is_gone_leaves_a_tile_with_the_reason(files, data, tmp_path
     gone, torn, fine = [" ".join(t.get_text() for t in ax.texts).split() for ax in fig.axes]
     assert " ".join(gone) == "gone.jpg: there is no such file"
     assert torn[0] == "torn.jpg:"
-    assert "Truncated" in torn
+    assert "damaged" in " ".join(torn)
     assert not fine
     assert "Image 1 can't be shown: gone.jpg: there is no such file" in fig.alt
     assert "Image 2 can't be shown: torn.jpg" in fig.alt

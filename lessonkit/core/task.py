@@ -92,7 +92,8 @@ class Task:
 
     def __post_init__(self):
         if self.kind not in _DEFAULT_METRICS:
-            raise ValueError(f"kind is one of {', '.join(_DEFAULT_METRICS)}; got {self.kind!r}")
+            raise ValueError(f"kind is one of {', '.join(_DEFAULT_METRICS)}; "
+                             f"got {short_repr(self.kind)}")
         object.__setattr__(self, "classes", tuple(map(plain_value, self.classes)))
 
     @property
