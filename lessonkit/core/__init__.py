@@ -7,15 +7,15 @@ __all__ = ['escape_columns', 'write_csv', 'escape_name', 'find_class', 'plain_sc
            'content_digest', 'spreadsheet_cell', 'unescape_name', 'assert_close', 'assert_equal', 'assert_in',
            'assert_less', 'assert_not_equal', 'assert_not_in', 'assert_raises', 'assert_warns', 'Caught', 'is_equal',
            'as_path', 'cache_dir', 'CheckpointError', 'fingerprint', 'FORMAT', 'home_dir', 'load_tensors', 'locked',
-           'plain_metadata', 'parse_safetensors', 'read_bytes', 'read_metadata', 'read_safetensors', 'remove_leftovers',
-           'save_tensors', 'some_of', 'tensor_digest', 'unshared_tensors', 'warn_always', 'write_atomic', 'evaluating',
-           'FairLock', 'preserve_modes', 'seed_everything', 'seeded_rng', 'seeded_torch', 'torch_lock', 'activation',
-           'balanced_weights', 'flat_labels', 'is_missing', 'is_sequence', 'item_losses', 'label_kind', 'plain_labels',
-           'plain_value', 'Task', 'forwards_to', 'parameter_comments', 'takes_options_of', 'in_notebook', 'in_terminal',
-           'ProgressLine', 'rewrite_line', 'time_left', 'call_for_each', 'serve', 'usable_cores', 'can_fork',
-           'portable_error', 'WorkerError', 'WorkerPool', 'Workers', 'Claim', 'check_choices', 'check_counts',
-           'did_you_mean', 'number', 'short_repr', 'switch', 'whole_number', 'entered', 'interrupt_flag',
-           'interruptible', 'restoring', 'result_of', 'run_in_threads', 'uninterrupted']
+           'plain_metadata', 'parse_safetensors', 'read_bytes', 'read_metadata', 'read_note', 'read_safetensors',
+           'remove_leftovers', 'save_tensors', 'some_of', 'tensor_digest', 'unshared_tensors', 'warn_always',
+           'write_atomic', 'evaluating', 'FairLock', 'preserve_modes', 'seed_everything', 'seeded_rng', 'seeded_torch',
+           'torch_lock', 'activation', 'balanced_weights', 'flat_labels', 'is_missing', 'is_sequence', 'item_losses',
+           'label_kind', 'plain_labels', 'plain_value', 'Task', 'forwards_to', 'parameter_comments', 'takes_options_of',
+           'in_notebook', 'in_terminal', 'ProgressLine', 'rewrite_line', 'time_left', 'call_for_each', 'serve',
+           'usable_cores', 'can_fork', 'portable_error', 'WorkerError', 'WorkerPool', 'Workers', 'Claim',
+           'check_choices', 'check_counts', 'did_you_mean', 'number', 'short_repr', 'switch', 'whole_number', 'entered',
+           'interrupt_flag', 'interruptible', 'restoring', 'result_of', 'run_in_threads', 'uninterrupted']
 
 # %% ../../nbs/core/99_core.ipynb #b1053cd4
 from lessonkit.core.names import (
@@ -29,8 +29,8 @@ from lessonkit.core.testing import (
 from lessonkit.core.files import (
     as_path, cache_dir, CheckpointError, content_digest, fingerprint, FORMAT, home_dir,
     load_tensors, locked, parse_safetensors, plain_metadata, read_bytes, read_metadata,
-    read_safetensors, remove_leftovers, save_tensors, some_of, tensor_digest, unshared_tensors,
-    warn_always, write_atomic,
+    read_note, read_safetensors, remove_leftovers, save_tensors, some_of, tensor_digest,
+    unshared_tensors, warn_always, write_atomic,
 )
 from lessonkit.core.rng import (
     evaluating, FairLock, preserve_modes, seed_everything, seeded_rng, seeded_torch, torch_lock,
@@ -62,7 +62,8 @@ _all_ = [
     "assert_not_in", "assert_raises", "assert_warns", "Caught", "is_equal", "as_path", "cache_dir",
     "CheckpointError", "fingerprint", "FORMAT", "home_dir", "load_tensors", "locked",
     "plain_metadata",
-    "parse_safetensors", "read_bytes", "read_metadata", "read_safetensors", "remove_leftovers",
+    "parse_safetensors", "read_bytes", "read_metadata", "read_note",
+    "read_safetensors", "remove_leftovers",
     "save_tensors", "some_of", "tensor_digest", "unshared_tensors", "warn_always", "write_atomic",
     "evaluating", "FairLock", "preserve_modes",
     "seed_everything", "seeded_rng", "seeded_torch", "torch_lock", "activation",

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'as_path', 'write_atomic', 'remove_leftovers', 'content_digest', 'fingerprint', 'tensor_digest',
            'plain_metadata', 'CheckpointError', 'unshared_tensors', 'save_tensors', 'read_bytes', 'parse_safetensors',
-           'read_safetensors', 'read_metadata', 'load_tensors', 'locked', 'some_of', 'warn_always', 'home_dir',
-           'cache_dir']
+           'read_safetensors', 'read_metadata', 'load_tensors', 'locked', 'read_note', 'some_of', 'warn_always',
+           'home_dir', 'cache_dir']
 
 # %% ../../nbs/core/04_files.ipynb #60905eca
 import errno
@@ -388,6 +388,15 @@ def locked(
             is_alone = False
         else: is_alone = True
         yield is_alone
+
+# %% ../../nbs/core/04_files.ipynb #15dcab84
+def read_note(
+    path: Path, # of a JSON file
+) -> dict: # empty if there is no such file, or if it holds anything else
+    "A JSON object in a file."
+    try: note = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError): return {}
+    return note if isinstance(note, dict) else {}
 
 # %% ../../nbs/core/04_files.ipynb #93beeee8
 def some_of(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..core.files import as_path, locked, remove_leftovers, write_atomic
+from ..core.files import as_path, locked, read_note, remove_leftovers, write_atomic
 from ..core.interrupts import run_in_threads
 from ..core.progress import ProgressLine
 from .archives import ArchiveError, unpack, unpacked_from
@@ -82,9 +82,7 @@ class PartialFile:
 
     def read_note(self) -> dict: # address, version, total; empty: there is none, or it is damaged
         "What the file is the beginning of."
-        try: note = json.loads(self.note.read_text("utf-8"))
-        except (FileNotFoundError, ValueError): return {}
-        return note if isinstance(note, dict) else {}
+        return read_note(self.note)
 
     def is_complete(self) -> bool:
         "Has all of it arrived, and only its name is missing?"

@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 
 from ..core.checks import whole_number
-from ..core.files import as_path, cache_dir, some_of, warn_always
+from ..core.files import as_path, cache_dir, read_note, some_of, warn_always
 from ..core.interrupts import restoring
 from ..core.processes import call_for_each
 from ..core.progress import ProgressLine
 from .breeds import BREEDS
 from .drawing import draw_pet
-from .trail import THINGS, draw_scene, take_photo
+from .trail import draw_scene, take_photo, THINGS
 
 # %% ../../nbs/data/25_phone.ipynb #28c697e0
 @dataclass
@@ -199,11 +199,7 @@ def _write_truth(folder, photos):
 _VERSION = 1 # of the drawing; raise it when the photos change
 _STAMP = "drawn.json"
 
-def _read_stamp(folder):
-    "The settings that a folder was drawn with; empty if there are none that can be read."
-    try: stamp = json.loads((folder / _STAMP).read_text("utf-8"))
-    except (OSError, ValueError): return {}
-    return stamp if isinstance(stamp, dict) else {}
+def _read_stamp(folder): return read_note(folder / _STAMP)
 
 def _draw(folder, photos, settings, show):
     items = _items(folder, photos, settings["seed"], settings["size"])

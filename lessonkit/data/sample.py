@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.checks import whole_number
-from ..core.files import as_path, cache_dir, some_of, warn_always
+from ..core.files import as_path, cache_dir, read_note, some_of, warn_always
 from ..core.interrupts import restoring, uninterrupted
 from ..core.processes import call_for_each
 from ..core.progress import ProgressLine
@@ -95,11 +95,7 @@ def _write_wrong(folder, n, seed):
 _VERSION = 2 # of the drawing; raise it when the pictures change
 _STAMP = "drawn.json"
 
-def _read_stamp(folder):
-    "The stamp of a folder; empty if there is none that can be read."
-    try: stamp = json.loads((folder / _STAMP).read_text("utf-8"))
-    except (OSError, ValueError): return {}
-    return stamp if isinstance(stamp, dict) else {}
+def _read_stamp(folder): return read_note(folder / _STAMP)
 
 def _agrees(stamp, settings):
     return {name: stamp.get(name) for name in settings} == settings
