@@ -57,6 +57,7 @@ def table_of(text): return pd.read_csv(io.StringIO(text), keep_default_na=False)
 
 # --- as a program
 
+@pytest.mark.slow
 def test_as_a_program(file, folder, tmp_path):
     target = tmp_path/"out.csv"
     done = subprocess.run([*KIT, "predict", file, folder, "--csv", target], cwd=tmp_path,
@@ -140,6 +141,7 @@ def start_slowly(*argv, **options):
     return process, master
 
 
+@pytest.mark.slow
 def test_progress_in_a_terminal_and_the_table_elsewhere(file, folder, tmp_path):
     many = tmp_path/"many"
     many.mkdir()
@@ -154,6 +156,7 @@ def test_progress_in_a_terminal_and_the_table_elsewhere(file, folder, tmp_path):
     assert len(table_of(out.decode())) == 96
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_table(file, folder, tmp_path):
     target = tmp_path/"out.csv"
     process, master = start_slowly("predict", file, folder, folder, "--batch", 1, "--csv", target)
@@ -166,6 +169,7 @@ def test_ctrl_c_leaves_no_table(file, folder, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(file, folder):
     command = [*map(str, (*KIT, "predict", file, folder, "--quiet"))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
