@@ -6,8 +6,8 @@ notice that the module lacks an import. As it stands it runs only if it differs 
 `make nightly`. Both times nbdev_test runs it. `make quick` takes the changed notebooks alone,
 against the module: those changed last, as many as its time allows. If none has changed, a few.
 
-`make test` runs lesson 1 whole, and every cell of the other lessons on little data
-(LESSONKIT_SMALL=1); `make nightly` runs all lessons whole.
+`make test` runs lesson 1 whole, and every cell of the other lessons and of the old notes on
+little data; `make nightly` runs all of them whole.
 """
 import os, re, shutil, subprocess, sys, symtable
 from pathlib import Path
@@ -23,17 +23,20 @@ LIMIT = 300            # seconds for a library notebook; they are meant to take 
 LESSON_LIMIT = 1800    # and for a lesson, on one core of a busy machine
 FEW = 6                # if no notebook has changed, `make quick` takes one in so many
 LEAVE = shutil.ignore_patterns(".ipynb_checkpoints", "models")
+ELSEWHERE = {"lessons", "old_notes", ".ipynb_checkpoints"}   # folders that need a kernel, or none
+LITTLE = dict(LESSONKIT_SMALL="1")                           # what makes a lesson small
+LITTLE_OLD = dict(LESSONKIT_MAX_EPOCHS="1", LESSONKIT_MAX_IMAGES="60", LESSONKIT_MAX_SIZE="64")
 
 
 def notebooks():
-    "The names of all but the lessons."
+    "The names of all but the lessons and the old notes."
     paths = sorted((ROOT / "nbs").rglob("*.ipynb"))
     names = [path.relative_to(ROOT / "nbs") for path in paths]
-    return [n.as_posix() for n in names if not {"lessons", ".ipynb_checkpoints"} & set(n.parts)]
+    return [n.as_posix() for n in names if not ELSEWHERE & set(n.parts)]
 
 
-def lessons():
-    return [path.name for path in sorted((ROOT / "nbs/lessons").glob("[0-9]*.ipynb"))]
+def numbered(folder):
+    return [path.name for path in sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb"))]
 
 
 NOTEBOOKS = notebooks()
@@ -108,20 +111,32 @@ def project(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("name", lessons())
-@pytest.mark.slow
-def test_lesson(name):
-    whole = TIER == "nightly" or name.startswith("01_")
-    out = ROOT / "out" / TIER / "lessons"
-    env = {} if whole else dict(LESSONKIT_SMALL="1")
-    command = [sys.executable, run_lesson.__file__, int(name.split("_")[0]), "--out", out]
+def run_whole(path, env):
+    "Run a notebook in a kernel, and return what was printed; the page is in out/."
+    out = ROOT / "out" / TIER / path.parent.name
+    command = [sys.executable, run_lesson.__file__, path, "--out", out]
     status, text = run(command, ROOT, LESSON_LIMIT, **env)
     print(text)   # the seconds of each cell
     assert status == 0, text[-6000:]
-    assert (out / name).exists() and (out / name).with_suffix(".html").exists()
+    pages = [out / path.name, (out / path.name).with_suffix(".html")]
+    assert [page for page in pages if not page.exists()] == []
+    return text
+
+
+@pytest.mark.parametrize("name", numbered("lessons"))
+@pytest.mark.slow
+def test_lesson(name):
+    whole = TIER == "nightly" or name.startswith("01_")
+    text = run_whole(ROOT / "nbs/lessons" / name, {} if whole else LITTLE)
     result = re.search(rf"^{run_lesson.RESULT}.*\d.*95%", text, re.M)
     if name.startswith("01_"):
         assert result, f"no {run_lesson.RESULT} with its interval:\n{text[-1000:]}"
+
+
+@pytest.mark.parametrize("name", numbered("old_notes"))
+@pytest.mark.slow
+def test_old_note(name):
+    run_whole(ROOT / "nbs/old_notes" / name, {} if TIER == "nightly" else LITTLE_OLD)
 
 
 @pytest.mark.parametrize("name", marked(LIBRARY, "slow", without=QUICK))

@@ -133,6 +133,16 @@ def test_cells_that_are_no_traps(project, cell):
     assert found(project, checks.directives) == ""
 
 
+def test_old_notes_may_call_the_shell(project):
+    note = project / "nbs/old_notes/01_x.ipynb"
+    badges, install = first_cells.cells(project, "nbs/old_notes/01_x.ipynb")
+    notebook(note, "# X", badges, install, "files = !ls\n!ls")
+    assert [problem for check in checks.CHECKS for problem in check(project)] == []
+    notebook(note, "# X", "files = !ls", "#| exprot\n1")
+    assert "no directive 'exprot'" in found(project, checks.directives)
+    assert "old_notes/01_x.ipynb: its badges differ" in found(project, first_cells.problems)
+
+
 def test_a_directive_in_markdown(project):
     path = project / "nbs/00_one.ipynb"
     nb = nbformat.read(path, 4)
@@ -536,6 +546,13 @@ def test_run_lesson(tmp_path):
     assert "Run from commit" in nb.cells[-1].source
     assert nb.metadata["lessonkit"].keys() == {"commit", "time", "python"}
     assert "something" in (tmp_path / "out/01_x.html").read_text()
+
+
+def test_run_lesson_takes_any_notebook_by_its_path(tmp_path):
+    path = notebook(tmp_path / "mine.ipynb", "1 + 1")
+    assert run_lesson.lessons(str(path)) == [path]
+    assert [path.name for path in run_lesson.lessons("1")] == ["01_pets.ipynb"]
+    with pytest.raises(SystemExit, match="there is no lesson 99"): run_lesson.lessons("99")
 
 
 def test_an_executed_lesson_shows_the_pictures_of_widgets(tmp_path):

@@ -1,7 +1,7 @@
-"""The two cells that every lesson begins with, badges and the installation of the kit.
+"""The two cells that lessons and old notes begin with: badges, and the installation of the kit.
 
-`python tools/first_cells.py --write` writes them into all lessons; without --write it prints both
-cells of a lesson. Their text is here and nowhere else: tools/checks.py compares the lessons.
+`python tools/first_cells.py --write` writes them into all of these; without --write it prints both
+cells of a lesson. Their text is here and nowhere else: tools/checks.py compares the notebooks.
 """
 import sys
 from configparser import ConfigParser
@@ -94,7 +94,9 @@ def find(nb):
 
 
 def lessons(root):
-    return sorted((root / "nbs/lessons").glob("[0-9]*.ipynb"))
+    "Lessons, and old notes: what people open on Colab or Kaggle."
+    folders = (root / "nbs" / name for name in ("lessons", "old_notes"))
+    return [path for folder in folders for path in sorted(folder.glob("[0-9]*.ipynb"))]
 
 
 def problems(root=ROOT):
@@ -107,7 +109,7 @@ def problems(root=ROOT):
             if i is None or nb.cells[i].source != text:
                 found.append(f"{name}: its {part} differ from the template: "
                              "python tools/first_cells.py --write")
-        if path.name.startswith("01"):
+        if name.startswith("nbs/lessons/01"):
             index = nbformat.read(root / "nbs/index.ipynb", 4)
             badges = cells(root, name)[0]
             if not any(badges in cell.source for cell in index.cells):

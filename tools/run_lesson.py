@@ -1,6 +1,6 @@
 """Run lessons from top to bottom without a browser: `python tools/run_lesson.py 1` or `... all`.
 
-The executed notebook and an HTML page of it go to out/; the notebook in nbs/ is left as it is.
+Instead of a lesson's number, the path of any notebook will do. The executed notebook and an HTML page of it go to out/; the notebook in nbs/ is left as it is.
 """
 import argparse, platform, subprocess, sys, time
 from datetime import datetime, timezone
@@ -19,7 +19,8 @@ RESULT = "final error rate"   # the last cell of a lesson prints one line that b
 
 
 def lessons(which):
-    "The notebook of a lesson, by its number, or those of all lessons. Exits if there is none."
+    "A notebook by its path, or a lesson by its number, or all lessons. Exits if there is none."
+    if which.endswith(".ipynb"): return [Path(which).resolve()]
     found = sorted((ROOT / "nbs/lessons").glob("[0-9]*.ipynb"))
     if which != "all": found = [p for p in found if p.name.startswith(f"{int(which):02}_")]
     if not found: sys.exit(f"there is no lesson {which} in nbs/lessons")
@@ -129,7 +130,7 @@ def execute(path, out, limit=3600):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("which", help="a lesson's number, or all")
+    parser.add_argument("which", help="a lesson's number, all, or a notebook")
     parser.add_argument("--out", type=Path, default=ROOT / "out",
                         help="where the executed notebook and its page go")
     parser.add_argument("--limit", type=int, default=3600, help="seconds that one cell may take")
