@@ -34,6 +34,11 @@ class FairLock(type(threading.RLock())):  # whose `__exit__` is in C: Ctrl-C can
     def __init__(self):
         self._next = threading.Lock()
 
+    @property
+    def is_mine(self) -> bool:
+        "Does this thread hold it?"
+        return self._is_owned()
+
     def __enter__(self) -> "FairLock":
         if self._is_owned():
             self.acquire()

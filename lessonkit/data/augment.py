@@ -8,7 +8,7 @@ __all__ = ['basic_augment', 'side_on_augment', 'top_down_augment', 'NO_AUGMENT',
 
 # %% ../../nbs/data/08_augment.ipynb #8e174743
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -35,15 +35,21 @@ class Augment:
     min_scale: float = 1. # smallest share of the crop's area that is cut out, 1 for all of it
     random_crop: bool = True # does the crop slide along the long side? False: it is centered
     lighting: str = "logit" # "logit" stays within the range of colors; "linear" is clipped to it
+    max_shift: float = 0. # how far the crop may leave the image, as a share of half its side
 
     def __post_init__(self):
         limits = dict(max_rotate=(0, 180), max_zoom=(1, 10), max_warp=(0, .9), p_affine=(0, 1),
-                      max_lighting=(0, .99), p_lighting=(0, 1), min_scale=(.01, 1))
+                      max_lighting=(0, .99), p_lighting=(0, 1), min_scale=(.01, 1), max_shift=(0, 2))
         for name, (low, high) in limits.items():
             object.__setattr__(self, name, number(name, getattr(self, name), low, high))
         for name in ("flip", "flip_vert", "random_crop"):
             object.__setattr__(self, name, switch(name, getattr(self, name)))
         check_choices(lighting=(self.lighting, ("logit", "linear")))
+
+    def __repr__(self):
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.max_shift: del known["max_shift"]  # names of files depend on it
+        return f"Augment({', '.join(f'{name}={value!r}' for name, value in known.items())})"
 
     @property
     def mirrors(self) -> bool:
@@ -109,6 +115,7 @@ def random_crop_maps(
     zoom = draws.sometimes(augment.p_affine, draws.uniform(1, augment.max_zoom), one)
     side = draws.uniform(augment.min_scale, 1).sqrt() / zoom
     x, y = draws.uniform(-1, 1), draws.uniform(-1, 1)
+    if augment.max_shift: extents = tuple(extent + augment.max_shift for extent in extents)
     return placed_crop_maps(x, y, side, extents, slide=1. if augment.random_crop else 0.)
 
 # %% ../../nbs/data/08_augment.ipynb #88d88167

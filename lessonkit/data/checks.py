@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['as_list', 'check_pairs', 'find_unreadable', 'check_readable', 'warn_of_lost_classes', 'warn_of_unused_bits',
-           'positions_after', 'choose_task', 'make_targets', 'check_training_size', 'check_test_files',
-           'check_test_readable', 'check_images']
+           'positions_after', 'choose_task', 'check_class_names', 'make_targets', 'check_training_size',
+           'check_test_files', 'check_test_readable', 'check_images']
 
 # %% ../../nbs/data/09_checks.ipynb #472c2e52
 import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from torch import Tensor
 from ..core.checks import short_repr
 from ..core.files import as_path, some_of, warn_always
 from ..core.interrupts import run_in_threads
-from ..core.task import flat_labels, label_kind, Task
+from ..core.task import flat_labels, is_sequence, label_kind, plain_labels, Task
 from .folders import file_id
 from .formats import open_regular, read_header
 from lessonkit.data.images import (
     describe_unreadable, find_passed_over, list_images, open_pixels, problem_and_advice,
     read_failure, suggest_pixel_range, unreadable_images,
 )
+from .items import why_unopened
 
 # %% ../../nbs/data/09_checks.ipynb #56d309fd
 def as_list(
@@ -68,10 +69,12 @@ def find_unreadable(
     threads: int | None, # that open images
     channels: int, # of the images
     pixel_range: tuple[float, float] | None = None, # numbers that become black and white
+    open_with: Callable | None = None, # own function that opens a path: only if check is "full"
 ) -> dict[Path, str]: # the files that can't be read, each with the reason
     "Warn of files that can't be read. Raises `ValueError` if that is all of them."
-    if not check: return {}
-    bad = unreadable_images(files, check == "full", threads, channels, pixel_range)
+    if not check or open_with and check != "full": return {}
+    if open_with: bad = why_unopened(files, open_with, threads, channels, pixel_range)
+    else: bad = unreadable_images(files, check == "full", threads, channels, pixel_range)
     if not bad: return bad
     if len(bad) == len(files):
         raise ValueError(f"none of the {len(files)} files could be read: {_report(bad)}")
@@ -181,6 +184,22 @@ def _check_classes(task: Task, train: Counter, valid: Counter):
         raise ValueError(f"all images have the same label, {task.classes[0]!r}: a classifier needs "
                          "at least two. Check what the labels are read from (folder, column or "
                          "pattern).")
+
+# %% ../../nbs/data/09_checks.ipynb #501e13c8
+def check_class_names(
+    classes: Sequence | None, # names in order
+) -> tuple | None: # plain values
+    "Class names as they are saved. Raises `ValueError` for doubles, or if they have no order."
+    if classes is None: return None
+    ordered = is_sequence(classes) and not isinstance(classes, (set, frozenset))
+    if not ordered and not hasattr(classes, "tolist"):
+        raise ValueError(f"classes is a list of names in order; got {short_repr(classes)}")
+    try: names = tuple(plain_labels(list(classes), "single")[1])
+    except (TypeError, ValueError) as e: raise type(e)(f"classes: {e}") from None
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled: raise ValueError(f"classes has names twice: {some_of(map(repr, doubled))}")
+    return names
+
 
 # %% ../../nbs/data/09_checks.ipynb #49099533
 def make_targets(

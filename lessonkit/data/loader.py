@@ -11,8 +11,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field, fields
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from ..core.checks import function_name
 from ..core.files import warn_always
 from ..core.interrupts import result_of, uninterrupted
 from ..core.processes import usable_cores
-from ..core.rng import seeded_rng
+from ..core.rng import seeded_rng, torch_lock
 from ..core.workers import can_fork, Claim, portable_error, WorkerError, WorkerPool, Workers
 from .formats import DECODING, FORMATS
 from .images import ImageReadError, open_pixels
+from .items import is_random, open_item
 
 # %% ../../nbs/data/03_loader.ipynb #0a57cb53
 @dataclass(frozen=True)
@@ -178,6 +181,10 @@ def _as_slice(rows: Sequence[int]) -> slice | list[int]:
     return list(rows)
 
 
+# %% ../../nbs/data/03_loader.ipynb #019e92b9
+_CHANGE_PIXELS = {"paths", "presize", "channels", "pixel_range", "item_tfms", "open_with"}
+
+
 # %% ../../nbs/data/03_loader.ipynb #fc074d50
 @dataclass(frozen=True, eq=False)
 class Loader:
@@ -196,6 +203,8 @@ class Loader:
     cache: str | None = None # "memory" or None
     channels: int = 3 # of the images
     pixel_range: tuple[float, float] | None = None # become 0 and 255; None: see `data.pixels`
+    item_tfms: tuple[Callable, ...] = () # own transforms of single images, before the squeeze
+    open_with: Callable | None = None # own function that opens a path; None: `open_image`
     failed: dict[int, str] | None = None # for positions and reasons of unreadable images
     _kept: dict = field(default_factory=dict, repr=False)
 
@@ -203,6 +212,22 @@ class Loader:
     def n(self) -> int:
         "How many items there are."
         return len(self.paths)
+
+    @property
+    def has_functions(self) -> bool:
+        "Are there functions of your own for single images?"
+        return bool(self.item_tfms) or self.open_with is not None
+
+    @property
+    def function_names(self) -> list[str]: # [] if there are none
+        "The names of your functions, first that which opens files."
+        opening = [] if self.open_with is None else [f"open_with={function_name(self.open_with)}"]
+        return opening + [function_name(tfm) for tfm in self.item_tfms]
+
+    @property
+    def varies(self) -> bool:
+        "May the same image be opened differently in each epoch?"
+        return any(map(is_random, self.item_tfms))
 
     @property
     def least(self) -> int:
@@ -216,8 +241,7 @@ class Loader:
     ) -> dict[str, Any]:
         "All fields of a plain `Loader`, with changes. Opened images are shared if they still fit."
         known = {f.name: getattr(self, f.name) for f in fields(Loader)}
-        if changes.keys() & {"paths", "presize", "channels", "pixel_range"}:
-            known["_kept"] = {}
+        if changes.keys() & _CHANGE_PIXELS: known["_kept"] = {}
         return known | changes
 
     def order(self,
@@ -238,15 +262,26 @@ class Loader:
 
     def item(self,
         i: int, # position
+        *key: int | str, # names the epoch, for transforms that draw random numbers
+        waits: bool = True, # as for `seeded_globals`
     ) -> tuple[np.ndarray, float]: # (S,S,channels) uint8, and the aspect
         "An image, squeezed. Raises `ImageReadError` or `OSError` if `failed` is None."
         if i in self._kept: return self._kept[i]
-        try: item = open_pixels(self.paths[i], self.presize, self.channels, self.pixel_range)
+        options = self.presize, self.channels, self.pixel_range
+        try:
+            if not self.has_functions: item = open_pixels(self.paths[i], *options)
+            else: item = open_item(self.paths[i], *options, self.item_tfms, self.open_with,
+                                   (*key, i), waits)
         except (ImageReadError, OSError) as e:
             self._note(i, e)
             return np.zeros((self.presize, self.presize, self.channels), np.uint8), 1.
-        if self.cache == "memory": self._kept[i] = item
+        if self.cache == "memory" and not self.varies: self._kept[i] = item
         return item
+
+    def try_functions(self):
+        "If there are functions of your own, open an image, so that mistakes in them show at once."
+        if not self.has_functions: return
+        with suppress(ImageReadError, OSError): replace(self, failed=None).item(0)
 
     def _note(self, i: int, error: Exception):
         "Note that an image can't be read, or raise."
@@ -269,13 +304,13 @@ class Loader:
                 x = _empty_batch(len(index), self.presize, self.channels, ahead > 0)
                 begun.append(x)
                 yield x.numpy()
-        with closing(self._opened(indices, rooms(), ahead)) as opened:
+        with closing(self._opened(indices, rooms(), ahead, key)) as opened:
             for index, aspects in zip(indices, opened):
                 x = begun.popleft().permute(0, 3, 1, 2)
                 y = None if self.targets is None else self.targets[index]
                 yield Batch(x, y, torch.tensor(aspects), index)
 
-    def _opened(self, indices: list[Tensor], rooms: Iterator[np.ndarray], ahead: int):
+    def _opened(self, indices: list[Tensor], rooms: Iterator[np.ndarray], ahead: int, key: tuple):
         "Yield the aspects of each batch when its images are in its room."
         claim = None
         try:
@@ -283,7 +318,9 @@ class Loader:
                 with uninterrupted(): claim = self._claim_workers(indices)
             if claim is None:
                 places = (zip(x, index.tolist()) for x, index in zip(rooms, indices))
-                yield from open_ahead(places, self._put, self.threads, ahead)
+                put = self._put
+                if self.varies: put = partial(put, key=key, waits=not torch_lock.is_mine)
+                yield from open_ahead(places, put, self.threads, ahead)
                 return
             fill = _Collected(self, indices, claim.workers).fill
             places = ([(x, number)] for number, x in enumerate(rooms))
@@ -295,6 +332,7 @@ class Loader:
     def _claim_workers(self, indices: list[Tensor]) -> Claim | None: # None: threads do it
         "Processes to open the images of these batches; `_POOL` wants them back."
         if self.workers == 0 or type(self).item is not Loader.item: return None
+        if self.has_functions: return None  # a worker may not know functions of a notebook
         wanted = [i for index in indices for i in index.tolist() if i not in self._kept]
         few = len(wanted) <= 2 * _PART
         count = 0 if few else _count_workers(self.workers, self.paths)
@@ -307,9 +345,9 @@ class Loader:
                         "workers=0 does so without this message")
         return None
 
-    def _put(self, place: tuple[np.ndarray, int]) -> float: # the aspect
+    def _put(self, place: tuple[np.ndarray, int], key: tuple = (), **options) -> float: # aspect
         "Open an image into its row of a batch."
         row, i = place
-        pixels, aspect = self.item(i)
+        pixels, aspect = self.item(i, *key, **options)
         row[:] = pixels
         return aspect

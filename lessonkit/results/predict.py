@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn, Tensor
 
 from ..core.files import as_path, warn_always
+from ..core.losses import OwnLoss
 from ..core.task import Task
 from ..data.image_data import ImageData
 from ..data.images import describe_unreadable
@@ -33,6 +34,7 @@ def preds_from_logits(
     logits: Tensor, # (n,c) float of any precision
     loader: Loader, # of the same items; what has failed when they were opened is left out
     task: Task, # what is predicted
+    own_loss: OwnLoss | None = None, # for the losses; None: the usual one of the task
 ) -> Preds:
     "Predictions from what the model put out for all items of a loader."
     logits, targets, paths = logits.float(), loader.targets, loader.paths
@@ -45,9 +47,9 @@ def preds_from_logits(
         if targets is not None: targets = targets[index]
         if paths: failed_paths = {i: paths[i] for i in failed}
         if paths: paths = tuple(paths[i] for i in index.tolist())
-    losses = None if targets is None else task.losses(logits, targets)
-    return Preds(task.probabilities(logits), targets, losses, paths, task, index, failed,
-                 failed_paths, loader.pixel_range)
+    preds = Preds(task.probabilities(logits), targets, None, paths, task, index, failed,
+                  failed_paths, loader.pixel_range, own_loss)
+    return preds if targets is None else replace(preds, losses=preds.losses_of(logits))
 
 # %% ../../nbs/results/01_predict.ipynb #6ed1dc43
 class NoneReadable(ValueError):
@@ -84,10 +86,11 @@ def predict_set(
     loader: Loader, # its augmentation is left out
     engine: Engine, # device and precision
     task: Task, # what is predicted
+    own_loss: OwnLoss | None = None, # for the losses; None: the usual one of the task
 ) -> Preds: # in the order of the loader's items; `failed` has the unreadable ones
     "Predictions for all items of a loader. Raises `NoneReadable` if none can be read."
     logits, tolerant = outputs_and_failures(model, loader, engine)
-    return preds_from_logits(logits, tolerant, task)
+    return preds_from_logits(logits, tolerant, task, own_loss)
 
 # %% ../../nbs/results/01_predict.ipynb #486798f5
 def warn_of_failed(
@@ -124,10 +127,12 @@ class PredictionCache:
         which: str, # name of the set
         model: nn.Module, # as it is now
         data: ImageData, # as it is now
-    ) -> Preds | None: # None if there are none, or model or data have changed
+        own_loss: OwnLoss | None = None, # as it is now
+    ) -> Preds | None: # None if there are none, or model, data or loss have changed
         "Predictions that were kept."
         versions, source, files, preds = self._kept.get(which, (None, None, None, None))
         if source is not data or versions != tensor_versions(model): return None
+        if preds.own_loss is not own_loss: return None
         return preds if files == _file_states(preds) else None
 
     def keep(self,

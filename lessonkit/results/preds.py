@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import as_path, some_of
+from ..core.losses import OwnLoss
 from ..core.names import escape_columns, find_class, printable, write_csv
 from ..core.task import Task
 
@@ -38,6 +39,7 @@ class Preds:
     failed: dict[int, str] = field(default_factory=dict) # other positions: why there is no row
     failed_paths: dict[int, Path] = field(default_factory=dict) # the same positions: the files
     pixel_range: tuple[float, float] | None = None # numbers in the files that are black and white
+    own_loss: OwnLoss | None = None # that made the losses; None: the usual one of the task
 
     def __post_init__(self):
         n = len(self.probs)
@@ -92,6 +94,13 @@ class Preds:
         self.task.require("log-probabilities are", "single", "multi")
         smallest = torch.finfo(self.probs.dtype).tiny
         return self.probs.clamp_min(smallest).log()
+
+    def losses_of(self,
+        logits: Tensor, # (n,n_out) float, on the CPU; others than those of these predictions
+    ) -> Tensor: # (n,) float32
+        "The losses that other logits would have for the same targets."
+        if self.own_loss is None: return self.task.losses(logits, self.targets)
+        return self.own_loss.of_each(logits, self.targets)
 
     @property
     def margin(self) -> Tensor:

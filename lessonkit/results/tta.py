@@ -13,6 +13,7 @@ import torch
 from torch import nn, Tensor
 
 from ..core.checks import number, whole_number
+from ..core.losses import OwnLoss
 from ..core.rng import seeded_rng
 from ..core.task import Task
 from ..data.augment import Augment, NO_AUGMENT, to_inputs
@@ -52,7 +53,7 @@ def mean_preds(
     share = torch.tensor(weights)
     probs = torch.einsum("p,pnc->nc", share / share.sum(), torch.stack([p.probs for p in parts]))
     if first.targets is None: return replace(first, probs=probs, losses=None)
-    losses = first.task.losses(logits_of(probs, first.kind), first.targets)
+    losses = first.losses_of(logits_of(probs, first.kind))
     return replace(first, probs=probs, losses=losses)
 
 # %% ../../nbs/results/02_tta.ipynb #7a0b0c06
@@ -126,6 +127,7 @@ def tta_set(
     beta: float | None = None, # share of the fixed crop, 0 to 1; None: .25, for corners .4
     scale: float = 1.35, # magnification of the corners, at least 1
     seed: int = 42, # of all that is random
+    own_loss: OwnLoss | None = None, # for the losses; None: the usual one of the task
 ) -> TTA:
     "Predictions for the fixed crop and several views of all items. Raises `ValueError`."
     views = tta_views(loader, augment, engine.device, form, n, scale, seed)
@@ -134,5 +136,5 @@ def tta_set(
     eval_loader = replace(loader, augment=None)
     def fixed_crop(batch, number): return to_inputs(batch, eval_loader, engine.device)
     logits, tolerant = outputs_and_failures(model, loader, engine, views=[fixed_crop, *views])
-    plain, *others = (preds_from_logits(z, tolerant, task) for z in logits)
+    plain, *others = (preds_from_logits(z, tolerant, task, own_loss) for z in logits)
     return TTA(plain, tuple(others), beta)

@@ -176,7 +176,7 @@ def body_features(
 # %% ../../nbs/train/06_features.ipynb #d5c66ff2
 # of a loader: they don't change features, or count as files
 IGNORED_SETTINGS = {"paths", "targets", "shuffle", "sampling", "augment", "threads", "workers",
-                    "cache", "failed", "_kept"}
+                    "cache", "failed", "_kept", "item_tfms", "open_with"}
 
 def loader_metadata(
     loader: Loader, # of images
@@ -360,7 +360,7 @@ def precompute(
     part = _part_to_compute(model, depth)
     copies = _useful_copies(data, copies)
     too_large = not part.pooled and _n_bytes(part, model, data, engine, copies) > limit / 10
-    if too_large: folder = None
+    if too_large or data.train.has_functions: folder = None  # what those do isn't known
     def metadata(): return feature_metadata(model, data, engine, depth, copies, seed)
     before = metadata() if folder else None
     features = load_features(folder, before) if folder else None
@@ -432,6 +432,7 @@ def why_not_precompute(
         return "training images are augmented, so they differ in each epoch"
     if mix and mix.mixes_images:
         return "training images are mixed (mixup, cutmix), so they differ in each epoch"
+    if data.train.varies: return "item transforms may change the images in each epoch"
     part = frozen_part(model)
     if part is None: return "the body is being trained, and its frozen layers can't run alone"
     copies = _useful_copies(data, copies)

@@ -6,11 +6,13 @@
 __all__ = ['smooth_loss', 'FitRecord', 'History']
 
 # %% ../../nbs/train/04_history.ipynb #38567ac2
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from .loop import Step
+from ..core.checks import whole_number
+from .loop import Phase, Step
 
 # %% ../../nbs/train/04_history.ipynb #379945cd
 def smooth_loss(
@@ -37,6 +39,26 @@ class FitRecord:
     notes: list[str] = field(default_factory=list) # what was decided or happened, in words
     skipped: int = 0 # steps in which the weights did not move
     unscored: int | None = None # an epoch whose steps are done and whose row is still missing
+    scales: list[list[float]] = field(default_factory=list) # [steps taken, factor]: see `scale`
+
+    @classmethod
+    def of_phase(cls,
+        phase: Phase, # with its schedules
+        steps: int, # of the optimizer, in each epoch
+    ) -> "FitRecord": # with rates, momentum and the ends of epochs; without losses
+        "What the schedules of a phase will do, without training."
+        total = phase.epochs * whole_number("steps", steps)
+        record = cls(phase.name, ends=[steps * (k + 1) for k in range(phase.epochs)])
+        for index in range(total):
+            factor = phase.rate(index / total)
+            record.lrs.append(tuple(rate * factor for rate in phase.rates))
+            record.moms.append(phase.momentum(index / total))
+        return record
+
+    @property
+    def scale(self) -> float: # 1 if there are none
+        "The product of all factors that functions called after an epoch have put on the rates."
+        return math.prod(factor for _, factor in self.scales)
 
     def add(self,
         step: Step, # that was taken

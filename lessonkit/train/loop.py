@@ -72,9 +72,10 @@ def set_rates(
     optimizer: torch.optim.Optimizer, # from `make_optimizer`
     phase: Phase, # with a rate for each layer group
     position: float, # in the phase, 0 to 1
+    scale: float = 1., # another factor for all rates
 ) -> tuple[tuple[float, ...], float]: # the rate of each layer group, and the momentum
     "Set learning rates and momentum for a position in a phase."
-    factor, momentum = phase.rate(position), phase.momentum(position)
+    factor, momentum = phase.rate(position) * scale, phase.momentum(position)
     rates = tuple(rate * factor for rate in phase.rates)
     for group in optimizer.param_groups:
         group["lr"] = rates[group["group"]]
@@ -118,7 +119,8 @@ def backward_batch(
         return loss.detach()
 
     added = [penalty()] if penalty else []
-    passes = passes_to_divide(model) if micro and len(x) > micro else 0
+    whole_loss, divided = getattr(loss_func, "needs_batch", False), micro and len(x) > micro
+    passes = passes_to_divide(model, whole_loss) if divided else 0
     if passes == 2:
         return _backward_twice(model, x.split(micro), y, backward, engine, seeded, added)
     parts = zip(x.split(micro), y.split(micro)) if passes == 1 else [(x, y)]
@@ -226,6 +228,7 @@ def train_steps(
     clip: float | None = None, # longest gradient, above 0; None: no limit
     micro: int | None = None, # images that go through at once, where that is exact; None: all
     penalty: PenaltyFunc | None = None, # added to the loss of each step; not to what is recorded
+    scale: Callable[[], float] = lambda: 1., # asked before each step: another factor for all rates
 ) -> Iterator[Step]:
     "Train for a phase, step by step. Close it: `with closing(train_steps(...)) as steps`."
     per_epoch = -(-len(loader) // accumulate)  # rounded up
@@ -248,7 +251,7 @@ def train_steps(
                 seen += sum(sizes)
                 if index + 1 == end and first == begin and not seen:
                     raise ImageReadError(_nothing_readable(loader))
-                rates, momentum = set_rates(optimizer, phase, moved / total)
+                rates, momentum = set_rates(optimizer, phase, moved / total, scale())
                 with torch_lock:  # other threads predict between two steps
                     model.train()
                     loss = 0.

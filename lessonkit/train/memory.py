@@ -88,9 +88,10 @@ def mixes_images(
 # %% ../../nbs/train/02_memory.ipynb #e6294b0c
 def passes_to_divide(
     model: nn.Module, # in training mode; with `features` and `head` it is head(features(x))
+    needs_batch: bool = False, # does the loss need the outputs of the whole batch?
 ) -> int: # 1: nothing mixes images; 2: only the head does; 0: the batch can't be divided
     "How often images have to pass through the body where a batch is divided."
-    if not mixes_images(model): return 1
+    if not (needs_batch or mixes_images(model)): return 1
     head = getattr(model, "head", None)
     if not (isinstance(head, nn.Module) and hasattr(model, "features")): return 0
     of_head = set(head.modules())
@@ -108,6 +109,7 @@ def micro_batch(
     bs: int, # images in a batch, at least 1
     engine: EngineProtocol, # where and how to compute
     limit: float | None = None, # bytes; None: `MEMORY_LIMIT` on a CPU, none elsewhere
+    needs_batch: bool = False, # does the loss need the outputs of the whole batch?
 ) -> int | None: # at least 1, even if one needs more; None: it fits, or can't be divided
     "How many images of a batch go through the model at once, so that training keeps to a limit."
     if limit is None: limit = MEMORY_LIMIT if engine.device.type == "cpu" else math.inf
@@ -115,7 +117,7 @@ def micro_batch(
     weights = sum(p.nbytes * (5 if p.requires_grad else 2) for p in model.parameters())
     batch = 4 * bs * channels * size**2  # bytes of its numbers, 4 for each
     free = limit - PROCESS_BYTES - weights - 4 * batch
-    with _in_training_mode(model, engine.device): passes = passes_to_divide(model)
+    with _in_training_mode(model, engine.device): passes = passes_to_divide(model, needs_batch)
     if not passes: return None
     part = model.features if passes == 2 else None
     def needed(n):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ from ..core.rng import preserve_modes, torch_lock
 from ..data.image_data import ImageData
 from ..data.images import describe_unreadable
 from .engine import Engine, is_out_of_memory, memory_advice
+from .epochs import call_epoch_functions, check_epoch_functions, EpochControl
 from .history import FitRecord, History
-from .loop import Step, train_steps
+from .loop import Phase, Step, train_steps
 from .plans import Plan, Progress
 from .progress import Observers, ProgressTable
 from .trainer import describe_changes, Trainer
@@ -40,6 +42,7 @@ class StopReason(Enum):
     INTERRUPTED = "interrupted" # by Ctrl-C or the stop button
     LOSS_NOT_FINITE = "loss not finite" # usually because the learning rate is too high
     NO_IMPROVEMENT = "no improvement" # in as many epochs as `patience` allows
+    STOPPED = "stopped" # by a function that is called after each epoch
 
 # %% ../../nbs/train/10_run.ipynb #485b392d
 def run_phase(
@@ -52,21 +55,25 @@ def run_phase(
     after_epoch: Callable[[dict], bool] = lambda row: False, # given the row: is it enough?
     after_step: Callable[[Step], None] = lambda step: None, # when everything else is recorded
     observers: Observers | None = None, # who else is told of each step and epoch; None: nobody
+    at_last: Callable[[dict], bool] = lambda row: False, # given the row, last: is training to end?
 ) -> StopReason:
     "Take all steps of a phase: record, show, validate."
     started = epoch_started = time.monotonic()
     taken, observers = 0, observers or Observers([])
-    def end_epoch() -> bool:
+    def end_epoch() -> StopReason | None:
         scores = validate()
         with uninterrupted():
             row = record.score(scores, time.monotonic() - epoch_started)
             table.row(row)
             enough = after_epoch(row)
         observers.epoch(row, record)
-        return enough
+        stops = at_last(row)
+        if enough: return StopReason.NO_IMPROVEMENT
+        return StopReason.STOPPED if stops else None
     for row in record.rows: table.row(row)
     with closing(steps):
-        if record.unscored is not None and end_epoch(): return StopReason.NO_IMPROVEMENT
+        reason = None if record.unscored is None else end_epoch()
+        if reason: return reason
         for step in steps:
             with uninterrupted(): record.add(step)
             observers.step(step, record)
@@ -75,11 +82,11 @@ def run_phase(
                 _note(record, f"stopped at step {step.index}: the loss is {step.loss}. "
                               "A smaller learning rate is the usual cure.")
                 return StopReason.LOSS_NOT_FINITE
-            enough = end_epoch() if step.last_of_epoch else False
+            reason = end_epoch() if step.last_of_epoch else None
             if step.last_of_epoch: epoch_started = time.monotonic()
             else: table.progress(step, (time.monotonic() - started) / taken)
             after_step(step)
-            if enough: return StopReason.NO_IMPROVEMENT
+            if reason: return reason
             if flag.is_set() and step.index + 1 < step.total:
                 _note(record, f"interrupted after step {step.index + 1} of {step.total}; "
                               "progress is saved")
@@ -287,9 +294,10 @@ class Run:
     ):
         """Carry out what is left of the plan. Warns of images that could not be read.
 
-        Raises `TypeError` for an observer without `step` and `epoch`.
+        Raises `TypeError` for an observer without `step` and `epoch`, or for no function.
         """
         self.observers = Observers(trainer.observers)
+        check_epoch_functions(trainer.epoch_functions)
         advice = memory_advice(trainer.engine, trainer.data.train, _SMALLER_BATCHES)
         with interrupt_flag() as flag, preserve_modes(), advice:
             try: self._train_phases(trainer, history, evaluate, save, flag)
@@ -347,15 +355,18 @@ class Run:
         def validate(): return evaluate(model, data)
         if not record.losses: self._compare_start(trainer, validate)
 
-        steps = train_steps(model, data.train, phase, optimizer, trainer.losses, engine,
+        loss = trainer.own_loss or trainer.losses
+        steps = train_steps(model, data.train, phase, optimizer, loss, engine,
                             seed=trainer.seed, fit=fit, start=len(record.losses),
                             skipped=record.skipped, mix=trainer.mixing(), micro=micro,
-                            accumulate=plan.accumulate, clip=plan.clip, penalty=trainer.penalty)
+                            accumulate=plan.accumulate, clip=plan.clip, penalty=trainer.penalty,
+                            scale=lambda: record.scale)
         table = ProgressTable(trainer.show)
         after_epoch, after_step = self._watchers(trainer, record, save)
         try:
             return run_phase(steps, record, table, validate, flag, after_epoch=after_epoch,
-                             after_step=after_step, observers=self.observers)
+                             after_step=after_step, observers=self.observers,
+                             at_last=partial(self._call_functions, trainer, record, phase))
         except (KeyboardInterrupt, RuntimeError, MemoryError) as e:
             self._break_off(e, record, optimizer)
             raise
@@ -378,6 +389,19 @@ class Run:
             saved = time.monotonic()
 
         return after_epoch, after_step
+
+    def _call_functions(self, trainer: Trainer, record: FitRecord, phase: Phase,
+                        row: dict) -> bool: # is training to end?
+        "Call the functions that are called after each epoch."
+        if not trainer.epoch_functions: return False
+        self.observers.running = True  # the step is done, whatever happens now
+        control = EpochControl(record, phase)
+        reason = call_epoch_functions(trainer.epoch_functions, row, control)
+        self.observers.running = False
+        if reason is None: return False
+        record.note(f"stopped after epoch {row['epoch']}: {reason}")
+        trainer.say(record.notes[-1])
+        return True
 
     def _compare_start(self, trainer: Trainer, validate: Callable[[], dict[str, float]]):
         "Count the model before the first step as the best so far, if the plan asks for that."

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..core.checks import did_you_mean, number, short_repr, switch, whole_number
+from lessonkit.core.checks import (
+    did_you_mean, function_name, number, short_repr, switch, whole_number,
+)
 from ..core.files import fingerprint, some_of
 from ..core.interrupts import restoring, uninterrupted
+from ..core.losses import OwnLoss
 from ..core.rng import seeded_rng, torch_lock
 from ..core.task import balanced_weights, plain_value, Task
 from ..data.image_data import ImageData
@@ -39,7 +42,8 @@ from .progress import ProgressTable
 
 # %% ../../nbs/train/09_trainer.ipynb #064b39a8
 # of a loader; files count by name and content
-_NOT_SEEN = {"paths", "targets", "threads", "workers", "cache", "failed", "_kept"}
+_NOT_SEEN = {"paths", "targets", "threads", "workers", "cache", "failed", "_kept", "item_tfms",
+             "open_with"}
 
 def data_fingerprint(
     data: ImageData, # whose training and validation images count
@@ -51,6 +55,7 @@ def data_fingerprint(
         files = fingerprint(loader.paths, data.path)
         digest.update(f"{files} {sorted(settings.items())}".encode())
         digest.update(loader.targets.numpy().tobytes())
+        digest.update(", ".join(loader.function_names).encode())
     return digest.hexdigest()
 
 # %% ../../nbs/train/09_trainer.ipynb #6889574e
@@ -183,6 +188,9 @@ class Trainer:
     features: KeptFeatures | None = None # of frozen layers, if they were computed
     user: int | None = None # number of the thread that is training; None: no thread
     observers: list = field(default_factory=list) # told of each step and epoch, see `Observers`
+    loss: Callable | None = None # of outputs and targets, as for `OwnLoss`; None: the task's
+    epoch_functions: list = field(default_factory=list) # called after each epoch, see `EpochControl`
+    _own_loss: OwnLoss | None = None
 
     def __post_init__(self):
         checked = check_settings(self.optimizer, self.wd, self.seed, self.cache, self.show,
@@ -214,12 +222,27 @@ class Trainer:
         targets: Tensor, # (n,) or (n,n_out)
     ) -> Tensor: # (n,) float
         "The loss of each training image, with the weights of the classes."
+        if self.own_loss is not None: return self.own_loss(logits, targets)
         return self.data.task.losses(logits, targets, self.class_weights)
 
     @property
-    def solvable(self) -> bool:
-        "Is there a linear head on a pretrained body, so that its weights can be solved for?"
+    def own_loss(self) -> OwnLoss | None:
+        "Your own loss in the form that training needs. Raises `ValueError`, as `OwnLoss`."
+        if self.loss is None: return None
+        made, weights = self._own_loss, self.class_weights
+        if made is None or made.func is not self.loss or made.class_weights is not weights:
+            self._own_loss = OwnLoss(self.loss, self.data.task, self.engine.device, weights)
+        return self._own_loss
+
+    @property
+    def has_linear_head(self) -> bool:
+        "Is there a linear head on a pretrained body?"
         return isinstance(self.model.head, LinearHead) and bool(self.model.weights)
+
+    @property
+    def solvable(self) -> bool:
+        "Can the weights of the head be solved for? Only with the usual loss."
+        return self.has_linear_head and self.loss is None
 
     @property
     def uses_solved_rates(self) -> bool:
@@ -236,7 +259,8 @@ class Trainer:
     def penalty(self) -> Callable[[], Tensor] | None: # None: no penalty
         "What a solved head adds to the loss of each step."
         head = self.model.head
-        return head.penalty_loss if isinstance(head, LinearHead) and head.penalty else None
+        has_penalty = isinstance(head, LinearHead) and self.loss is None and bool(head.penalty)
+        return head.penalty_loss if has_penalty else None
 
     @property
     def weight_decay(self) -> tuple[float, ...]: # of each layer group
@@ -304,6 +328,7 @@ class Trainer:
         record: FitRecord, # of the fit, which notes what was found
     ):
         "Solve for the weights of a linear head, if none are there yet and the body is pretrained."
+        if self.loss is not None: self.standardize_head(record)
         if not (self.solvable and self.model.head.untrained): return
         loader, task = self.kept_features(-1).train, self.data.task
         targets, weights = solver_targets(loader, task, self.mix)
@@ -316,15 +341,19 @@ class Trainer:
             text = f"the head was solved on the features of {loader.n} images: {solution.note}"
             if record.note(text): self.say(text)
 
-    def standardize_head(self):
+    def standardize_head(self,
+        record: FitRecord | None = None, # of a fit, which notes it
+    ):
         "Give an untrained head the means and deviations of its features, as solving it would."
         head = self.model.head
-        if not (self.solvable and head.untrained): return
+        if not (self.has_linear_head and head.untrained): return
         loader = self.kept_features(-1).train
         _, weights = solver_targets(loader, self.data.task, self.mix)
         mean, std = feature_stats(loader.stacked, weights)
         zeros = [p.detach() for p in head[1].parameters()]
         head.set_solution(Solution(*zeros, mean, std, 0., (), "not solved"))
+        text = "the head starts at zero: it is solved for the usual loss only"
+        if record and record.note(text): self.say(text)
 
     def micro_batch(self,
         part: torch.nn.Module, # that is trained
@@ -337,7 +366,8 @@ class Trainer:
         if len(shape) < 2: return None  # pooled features take no room
         channels, size = shape
         bs = min(data.train.bs, data.train.n)
-        return micro_batch(part, size, channels, bs, engine, self.memory_limit)
+        needs_batch = self.own_loss is not None and self.own_loss.needs_batch
+        return micro_batch(part, size, channels, bs, engine, self.memory_limit, needs_batch)
 
     def conditions(self) -> dict[str, Any]: # plain values
         "All that the outcome of training depends on, apart from weights and plan."
@@ -347,7 +377,9 @@ class Trainer:
         dropout = [m.p for m in self.model.head.modules() if isinstance(m, torch.nn.Dropout)]
         normalize = self.model.normalize
         stats = [t.flatten().tolist() for t in (normalize.mean, normalize.std)]
-        return dict(
+        own = {} if self.loss is None else dict(loss=function_name(self.loss))
+        if self.epoch_functions: own["epoch_functions"] = [*map(function_name, self.epoch_functions)]
+        return own | dict(
             data=data_fingerprint(self.data)[:12], seed=self.seed, optimizer=kind, wd=self.wd,
             mix=asdict(self.mix), class_weights=weights, train_bn=self.model.train_bn,
             head=self.model.head_kind, dropout=dropout, copies=self.copies,
