@@ -68,7 +68,7 @@ from lessonkit.train.schedules import (
     constant, cycle_ends, flat_cos, group_rates, one_cycle, one_cycle_momentum, Schedule, sgdr,
 )
 from lessonkit.train.trainer import (
-    check_settings, ClassWeights, describe_changes, read_class_weights, Trainer,
+    check_same_task, check_settings, ClassWeights, describe_changes, read_class_weights, Trainer,
 )
 
 # %% ../nbs/20_learner.ipynb #399ea554
@@ -98,6 +98,7 @@ class _Parts:
         copies: int = 0, # augmented copies of each image to train on, if layers are frozen; 0: none
         memory_limit: float | None = None, # bytes; None: 3e9 on a CPU, no limit on a GPU
         show: bool = True, # print tables and remarks?
+        loss: Callable | None = None, # own loss, of outputs and targets, as for `OwnLoss`
     ):
         keep_freed_memory()
         model_dir = as_path(model_dir, "model_dir")
@@ -115,7 +116,8 @@ class _Parts:
                                 data.channels, size, head)
         given, (data, model) = data, fitting_data(data, create)
         self.trainer = Trainer(engine.place(model), data, engine, optimizer, wd, mix, class_weights,
-                               seed, cache, show, copies, memory_limit)
+                               seed, cache, show, copies, memory_limit, loss=loss)
+        self.trainer.check_loss()
         self.history, self.run, self.model_dir = History(), None, model_dir
         self.predictions = PredictionCache()
         self._calibrated = None, ""  # what was found, and the digest of the calibrated weights
@@ -163,14 +165,7 @@ class _Parts:
 
         If the data has pixel statistics, the model uses them from now on.
         """
-        if not isinstance(data, ImageData):
-            raise TypeError(f"set_data takes an ImageData; got {short_repr(data)}")
-        for name in ("task", "channels"):
-            new, old = getattr(data, name), getattr(self.data, name)
-            if new != old:
-                words = str if str(new) != str(old) else short_repr
-                raise ValueError(f"this learner's {name} is {words(old)}, the new data's "
-                                 f"{words(new)}: create a new Learner for it")
+        check_same_task(data, self.data)
         given = data
         if data.size != self.data.size:
             data, _ = fitting_data(data, partial(check_image_size, self.model))
@@ -282,9 +277,10 @@ class _Predicting(_Saving):
             return predict_files(model, which, data.valid, self.engine, data.task)
         loader, own = named_loader(data, which), model is self.model
         versions = tensor_versions(model)  # another thread may train it while it predicts
-        preds = self.predictions.get(which, model, data) if own else None
+        loss = self.trainer.own_loss
+        preds = self.predictions.get(which, model, data, loss) if own else None
         if preds is None:
-            preds = predict_set(model, loader, self.engine, data.task)
+            preds = predict_set(model, loader, self.engine, data.task, loss)
             if own: self.predictions.keep(which, model, data, preds, versions)
         warn_of_failed(preds, stacklevel=4)
         return preds
@@ -314,7 +310,8 @@ class _Predicting(_Saving):
         "Test-time augmentation: the mean over several views of each image. Says whether it helped."
         data, versions = self.data, tensor_versions(self.model)
         found = tta_set(self.model, named_loader(data, which), data.augment, self.engine,
-                        data.task, form=form, n=n, beta=beta, scale=scale, seed=self.trainer.seed)
+                        data.task, form=form, n=n, beta=beta, scale=scale, seed=self.trainer.seed,
+                        own_loss=self.trainer.own_loss)
         plain = self.predictions.keep(which, self.model, data, found.plain, versions)
         blend = found.preds
         warn_of_failed(blend)
@@ -345,7 +342,7 @@ class _Predicting(_Saving):
         """
         with preserve_modes(), torch_lock:  # others may use the model meanwhile
             model, calibration = copy.deepcopy(self.model), self.calibration
-            preds = self.predictions.get("valid", self.model, self.data)
+            preds = self.predictions.get("valid", self.model, self.data, self.trainer.own_loss)
         return export_model(file, model, self.data, threshold, calibration, preds, self.metrics,
                             self.show)
 
@@ -522,7 +519,8 @@ class _Training(_Predicting):
     def _evaluate(self, model: torch.nn.Module, data: ImageData) -> dict[str, float]:
         "Loss and metrics on the validation set, for the table."
         versions = tensor_versions(self.model)
-        preds = predict_set(model, named_loader(data, "valid"), self.engine, data.task)
+        loader = named_loader(data, "valid")
+        preds = predict_set(model, loader, self.engine, data.task, self.trainer.own_loss)
         training = self.engine.for_training(self.model)
         in_part = model not in (self.model, self.model.head)  # on maps of the engine that trains
         if not in_part or training.precision == self.engine.precision:
@@ -547,7 +545,7 @@ class _Training(_Predicting):
             model, data = t.trained_part(FitRecord("lr_find"))
             micro = t.micro_batch(model, data, t.engine.for_training(model))
             found = run_lr_finder(
-                model, data.train, t.model.group_parameters(), t.losses, t.engine,
+                model, data.train, t.model.group_parameters(), t.loss_function, t.engine,
                 start_lr=start_lr, end_lr=end_lr, num_it=num_it, linear=linear, stop_div=stop_div,
                 optimizer=t.optimizer, wd=t.weight_decay, seed=t.seed, mix=t.mixing(), micro=micro,
                 penalty=t.penalty)

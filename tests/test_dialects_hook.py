@@ -111,7 +111,7 @@ def installed(tmp_path, monkeypatch):
     ("import fastbook", "v2"),
     ("from fastai.basics import untar_data", "v2"),
     ("%%time\nimport fastai\nfrom fastai.vision import *", "v1"),
-    ("%matplotlib agg\nfiles = !echo a\nfrom fastai.plots import *", "0.7"),
+    ("%precision 2\nfiles = !echo a\nfrom fastai.plots import *", "0.7"),
     ("def later():\n    import fastai.vision.all\nimport fastai", "v2"),
 ])
 def test_the_whole_cell_says_which_generation_it_is(notebook, cell, generation):
@@ -260,8 +260,7 @@ def test_functions_put_into_a_module_are_seen(notebook):
 
 
 def test_tools_that_ask_all_modules_are_not_disturbed(notebook):
-    notebook(LOAD, "from fastai.vision import *\nimport fastai.text_probe if False else fastai"
-             if False else "from fastai.vision import *\nimport fastai.metrics", """
+    notebook(LOAD, "from fastai.vision import *\nimport fastai.metrics", """
         import pickle, doctest
         def own(x):
             ">>> own(1)\\n2"

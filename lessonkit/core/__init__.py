@@ -15,7 +15,8 @@ __all__ = ['escape_columns', 'write_csv', 'escape_name', 'find_class', 'plain_sc
            'in_notebook', 'in_terminal', 'ProgressLine', 'rewrite_line', 'time_left', 'call_for_each', 'serve',
            'usable_cores', 'can_fork', 'portable_error', 'WorkerError', 'WorkerPool', 'Workers', 'Claim',
            'check_choices', 'check_counts', 'did_you_mean', 'number', 'short_repr', 'switch', 'whole_number', 'entered',
-           'interrupt_flag', 'interruptible', 'restoring', 'result_of', 'run_in_threads', 'uninterrupted']
+           'interrupt_flag', 'interruptible', 'restoring', 'result_of', 'run_in_threads', 'uninterrupted',
+           'function_name', 'check_loss', 'OwnLoss', 'sample_batch']
 
 # %% ../../nbs/core/99_core.ipynb #b1053cd4
 from lessonkit.core.names import (
@@ -51,8 +52,10 @@ from lessonkit.core.workers import (
     can_fork, Claim, portable_error, WorkerError, WorkerPool, Workers,
 )
 from lessonkit.core.checks import (
-    check_choices, check_counts, did_you_mean, number, short_repr, switch, whole_number,
+    check_choices, check_counts, did_you_mean, function_name, number, short_repr, switch,
+    whole_number,
 )
+from .losses import check_loss, OwnLoss, sample_batch
 
 # %% ../../nbs/core/99_core.ipynb #9de8c6ba
 _all_ = [
@@ -73,5 +76,6 @@ _all_ = [
     "serve", "usable_cores", "can_fork", "portable_error", "WorkerError", "WorkerPool", "Workers",
     "Claim", "check_choices", "check_counts", "did_you_mean", "number",
     "short_repr", "switch", "whole_number", "entered", "interrupt_flag", "interruptible",
-    "restoring", "result_of", "run_in_threads", "uninterrupted",
+    "restoring", "result_of", "run_in_threads", "uninterrupted", "function_name", "check_loss",
+    "OwnLoss", "sample_batch",
 ]

@@ -77,7 +77,8 @@ class OwnLoss:
         self.func, self.task, self.device = func, task, torch.device(device)
         self.class_weights = class_weights
         self.placed = _on_device(func, self.device)
-        outputs, targets = (t.to(self.device) for t in sample_batch(task))
+        n = 5 if task.n_out == 4 else 4  # another number than that of outputs
+        outputs, targets = (t.to(self.device) for t in sample_batch(task, n))
         whole = self._try(self.placed, outputs, targets)
         self.needs_batch = whole.ndim == 0
         self.single = self.placed  # gives the loss of each image; None: nothing does

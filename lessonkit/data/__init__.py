@@ -32,7 +32,8 @@ __all__ = ['allow_formats', 'can_open', 'common_name', 'COPY_AGAIN', 'DECODING',
            'VALID_WORDS', 'warn_of_lost_classes', 'warn_of_lost_folders', 'warn_of_odd_classes', 'why_no_images',
            'without_files', 'as_list', 'DEFAULT_SIZE', 'apply_corrections', 'Corrections', 'Drop', 'file_key',
            'label_from_text', 'label_to_text', 'match_files', 'open_corrections', 'Originals', 'Relabel',
-           'replace_items', 'warn_of_changed_classes']
+           'replace_items', 'warn_of_changed_classes', 'check_item_tfms', 'check_open_with', 'is_random', 'open_item',
+           'seeded_globals', 'why_unopened']
 
 # %% ../../nbs/data/99_data.ipynb #a4502552
 from lessonkit.data.formats import (
@@ -49,6 +50,9 @@ from lessonkit.data.images import (
     image_files, ImageReadError, is_hidden, list_images, MODES, open_image, open_pixels,
     passed_over, problem_and_advice, read_failure, suggest_pixel_range, to_mode,
     unreadable_images, why_unreadable,
+)
+from lessonkit.data.items import (
+    check_item_tfms, check_open_with, is_random, open_item, seeded_globals, why_unopened,
 )
 from lessonkit.data.loader import (
     balanced_order, Batch, count_batches, even_batches, Loader, open_ahead,
@@ -74,16 +78,16 @@ from lessonkit.data.augment import (
     transform_images,
 )
 from lessonkit.data.checks import (
-    as_list, check_images, check_pairs, check_readable, check_test_files, check_test_readable,
-    check_training_size, choose_task, find_unreadable, make_targets, positions_after,
-    warn_of_lost_classes, warn_of_unused_bits,
+    as_list, check_class_names, check_images, check_pairs, check_readable, check_test_files,
+    check_test_readable, check_training_size, choose_task, find_unreadable, make_targets,
+    positions_after, warn_of_lost_classes, warn_of_unused_bits,
 )
 from lessonkit.data.corrections import (
     apply_corrections, Corrections, Drop, file_key, label_from_text, label_to_text, match_files,
     open_corrections, Originals, Relabel, replace_items, warn_of_changed_classes,
 )
 from lessonkit.data.image_data import (
-    check_augment, check_class_names, check_stats, DataOptions, DEFAULT_SIZE, find_test_files,
+    check_augment, check_stats, DataOptions, DEFAULT_SIZE, find_test_files,
     ImageData, imagenet_stats, loader_settings, resolve_presize, Stats,
 )
 from .mixing import blend_images, draw_shares, Mix, mix_batch, paste_rectangles
@@ -141,5 +145,6 @@ _all_ = [
     "warn_of_lost_folders", "warn_of_odd_classes", "why_no_images", "without_files", "as_list",
     "DEFAULT_SIZE", "apply_corrections", "Corrections", "Drop", "file_key", "label_from_text",
     "label_to_text", "match_files", "open_corrections", "Originals", "Relabel", "replace_items",
-    "warn_of_changed_classes",
+    "warn_of_changed_classes", "check_item_tfms", "check_open_with", "is_random", "open_item",
+    "seeded_globals", "why_unopened",
 ]

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WholeNetwork', 'check_outputs', 'no_stats', 'as_layers', 'body_and_head', 'decay_everything', 'sgd07', 'adam_v1',
            'adam_v2', 'own_optimizer', 'column_of', 'as_metric', 'as_list', 'is_usual_loss', 'as_loss', 'FitPlan',
-           'Watched', 'StopWithoutProgress', 'SaveEpochs', 'model_name', 'refuse_foreign_file', 'LearnerAdapter']
+           'Watched', 'StopWithoutProgress', 'SaveEpochs', 'model_name', 'refuse_foreign_file', 'present',
+           'LearnerAdapter']
 
 # %% ../../nbs/dialects/03_adapter.ipynb #d4466fa7
 import os
@@ -22,13 +23,14 @@ from torch import nn
 
 from ..core.checks import check_choices, number
 from ..core.interrupts import restoring
+from ..core.progress import in_notebook
 from ..core.rng import evaluating
 from ..data.image_data import ImageData, Stats
 from .registry import resolve_arch
 from ..learner import Learner
 from ..model.bodies import run_network
 from ..model.classifier import Classifier
-from ..results.metrics import check_metrics
+from ..results.metrics import check_metrics, metric_of
 from ..train.checkpoints import check_same_model, check_weights, load_checkpoint, model_file
 from ..train.engine import Engine
 from ..train.run import copy_weights
@@ -137,15 +139,6 @@ def as_metric(
     outputs: str = "logits", # what it is given: "logits", "probs" or "log_probs"
 ) -> Callable: # of `Preds`
     "A metric of old notes as one of the kit."
-    try: from lessonkit.results.metrics import metric_of  # TODO
-    except ImportError:
-        from lessonkit.results.tta import logits_of
-        def metric_of(func, outputs, name):
-            def measured(preds):
-                z = logits_of(preds.probs, preds.kind)
-                return float(func(preds.probs if outputs == "probs" else z, preds.targets))
-            measured.__name__ = name
-            return measured
     if isinstance(metric, type): metric = metric()
     return metric_of(metric, getattr(metric, "outputs", outputs), column_of(metric))
 
@@ -479,6 +472,16 @@ def refuse_foreign_file(
                          "Train the model again, or load them with torch.load(file, "
                          "weights_only=True) and copy what fits into learn.model")
 
+# %% ../../nbs/dialects/03_adapter.ipynb #e6492f7c
+def present(
+    fig: Any, # a figure of the kit
+    return_fig: bool | None = False, # return it in a notebook, too?
+) -> Any: # the figure; in a notebook None, unless it was asked for
+    "Show a figure, as old functions did; outside of notebooks, return it."
+    if not in_notebook(): return fig
+    fig._ipython_display_()
+    return fig if return_fig else None
+
 # %% ../../nbs/dialects/03_adapter.ipynb #e51c926f
 class LearnerAdapter(_Named):
     "A learner of old notes over the kit's `Learner`, which is `.kit`."
@@ -488,8 +491,7 @@ class LearnerAdapter(_Named):
         "Inside, the trainer has what a plan asks for."
         kit = self.kit
         trainer = kit.trainer
-        before = trainer.mix, list(trainer.observers), list(getattr(trainer, "epoch_functions", []))  # TODO
-        trainer.epoch_functions = []
+        before = trainer.mix, list(trainer.observers), list(trainer.epoch_functions)
         def change():
             trainer.observers[:] = [*before[1], *plan.observers]
             trainer.epoch_functions[:] = [*before[2], *plan.epoch_functions]

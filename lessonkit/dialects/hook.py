@@ -7,7 +7,7 @@ __all__ = ['STAND_INS', 'PATCHABLE', 'finder', 'dialect', 'name_table', 'unsuppo
            'Pending', 'StandInFinder', 'Finder', 'activate', 'deactivate', 'patched', 'module_of',
            'load_ipython_extension', 'unload_ipython_extension']
 
-# %% ../../nbs/dialects/01_hook.ipynb #e357ca10
+# %% ../../nbs/dialects/01_hook.ipynb #3fd6b574
 import linecache
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from lessonkit.dialects.generations import (
 )
 from .registry import NotSupported, settings, tell, Unsupported
 
-# %% ../../nbs/dialects/01_hook.ipynb #829974a5
+# %% ../../nbs/dialects/01_hook.ipynb #a91bc34f
 def dialect(
     generation: str, # a key of `GENERATIONS`
 ) -> ModuleType:
@@ -53,7 +53,7 @@ def unsupported_part(
 class UnsupportedModule(NotSupported, ImportError):
     "An old note imports a part of fastai that the kit doesn't have."
 
-# %% ../../nbs/dialects/01_hook.ipynb #44b94dfa
+# %% ../../nbs/dialects/01_hook.ipynb #8971c3e4
 _VERSIONS = {"0.7": "0.7.2", "v1": "1.0.61", "v2": "2.7.19"}
 
 class FakeModule(ModuleType):
@@ -85,7 +85,7 @@ class FakeModule(ModuleType):
         super().__delattr__(name)
         finder.patches.pop(name, None)
 
-# %% ../../nbs/dialects/01_hook.ipynb #8a5bcc2e
+# %% ../../nbs/dialects/01_hook.ipynb #f9f2931e
 class Pending:
     "Stands in for a name until it is known which generation is wanted."
     def __init__(self,
@@ -112,7 +112,7 @@ class Pending:
         if name.startswith("__"): raise AttributeError(name)
         return getattr(self.settle(), name)
 
-# %% ../../nbs/dialects/01_hook.ipynb #3578b574
+# %% ../../nbs/dialects/01_hook.ipynb #a30e2022
 _PLAIN = dict(
     np="numpy", pd="pandas", plt="matplotlib.pyplot", torch="torch", nn="torch.nn",
     F="torch.nn.functional", PIL="PIL", Path="pathlib:Path", partial="functools:partial",
@@ -123,7 +123,7 @@ def _plain(name: str) -> Any:
     module, _, attribute = _PLAIN[name].partition(":")
     return getattr(import_module(module), attribute) if attribute else import_module(module)
 
-# %% ../../nbs/dialects/01_hook.ipynb #0ff9da74
+# %% ../../nbs/dialects/01_hook.ipynb #d2c811cd
 def _is_machinery(frame: FrameType) -> bool:
     "Does a frame belong to the import system or to this module?"
     file = frame.f_code.co_filename
@@ -150,7 +150,7 @@ def _second(name: str, chosen: str, having: set[str] = frozenset()) -> str:
     return (f"{name}{where} this process runs fastai {chosen}. Only one generation can be used at "
             "a time: restart the kernel for the other one")
 
-# %% ../../nbs/dialects/01_hook.ipynb #acf3d883
+# %% ../../nbs/dialects/01_hook.ipynb #6997a5ef
 STAND_INS = ("fastcore", "fastdownload", "fastprogress", "fastkaggle", "nbdev", "ddgs",
              "duckduckgo_search")
 PATCHABLE = {"open_image"}  # functions whose replacement by an old note takes effect
@@ -172,7 +172,7 @@ class StandInFinder:
         if name.split(".")[0] not in STAND_INS: return None
         return ModuleSpec(name, _Loader(), is_package=True)
 
-# %% ../../nbs/dialects/01_hook.ipynb #62fe62a5
+# %% ../../nbs/dialects/01_hook.ipynb #5b5bd8d7
 class Finder(_Loader):
     "Finds and makes the modules of fastai, and knows which generation was chosen."
     def __init__(self):
@@ -284,14 +284,22 @@ class Finder(_Loader):
         frame: FrameType, # that asks
     ) -> list[str]: # those that are known by now
         "`__all__` of a module. While the generation is open, the import is completed later."
-        is_star = _is_star_import(frame)
-        if is_star and not self.generation_of(module):
-            self.read_around()
-            possible = candidates(FoundImport(module.__name__, ("*",))) & self.possible
-            self.narrow(possible, FoundImport(module.__name__, ("*",)))
-        if is_star and not self.generation_of(module):
-            self.stars.append((frame.f_globals, module))
+        if _is_star_import(frame) and not vars(module)["_fixed"]: self.note_star(module, frame)
         return self.names_of(module)
+
+    def note_star(self,
+        module: FakeModule,
+        frame: FrameType, # of the star import
+    ):
+        "Choose by a star import, or remember it. Raises `ImportError` for another generation."
+        found = FoundImport(module.__name__, ("*",))
+        possible = candidates(found)
+        if self.generation is None:
+            self.read_around()
+            self.narrow(possible & self.possible, found)
+        if self.generation is None: self.stars.append((frame.f_globals, module))
+        elif self.generation not in possible:
+            raise ImportError(_second(f"`{found.text}`", self.generation, possible))
 
     def version_of(self,
         module: FakeModule,
@@ -360,7 +368,7 @@ class Finder(_Loader):
 
 finder = Finder()
 
-# %% ../../nbs/dialects/01_hook.ipynb #4824d42e
+# %% ../../nbs/dialects/01_hook.ipynb #ac52ce16
 def _shell() -> Any:
     "IPython, if this is a notebook."
     module = sys.modules.get("IPython")
@@ -381,7 +389,7 @@ def _watch_cells():
     while frame and frame.f_globals is not shell.user_ns: frame = frame.f_back
     if frame: finder.cell = "".join(linecache.getlines(frame.f_code.co_filename))
 
-# %% ../../nbs/dialects/01_hook.ipynb #5e8c4b36
+# %% ../../nbs/dialects/01_hook.ipynb #08f8562d
 def activate(
     generation: str | None = None, # "0.7", "v1" or "v2"; None: what the imports say
     arch: str | None = None, # "packaged": the packaged network in place of named ones
@@ -418,7 +426,7 @@ def _installed() -> str:
     if not found: return "."
     return f" ({' and '.join(found)}, as installed, comes back by %unload_ext lessonkit.dialects)."
 
-# %% ../../nbs/dialects/01_hook.ipynb #dc079fae
+# %% ../../nbs/dialects/01_hook.ipynb #b9dea059
 def deactivate():
     "Undo `activate`: the made-up modules are gone, and a real fastai can be imported."
     for each in (finder, finder.stand_ins):
@@ -447,7 +455,7 @@ def module_of(
         finder.children[generation, name] = FakeModule(name, generation)
     return finder.children[generation, name]
 
-# %% ../../nbs/dialects/01_hook.ipynb #207e6c27
+# %% ../../nbs/dialects/01_hook.ipynb #b9fc13c0
 _EXTENSION = "lessonkit.dialects"
 
 def load_ipython_extension(

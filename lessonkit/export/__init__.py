@@ -7,7 +7,7 @@ __all__ = ['encode_labels', 'export_model', 'ExportedClassifier', 'load_classifi
            'EXPORT_FORMAT', 'pack_classifier', 'read_classifier', 'build_model', 'calibration_values', 'check_arch',
            'check_exportable', 'check_same_answers', 'check_threshold', 'ClassifierSettings', 'describe_export',
            'image_counts', 'library_of', 'library_versions', 'settings_from_metadata', 'settings_of',
-           'settings_to_metadata', 'WatchedLoader']
+           'settings_to_metadata', 'WatchedLoader', 'check_no_functions']
 
 # %% ../../nbs/export/99_export.ipynb #766d1a60
 from lessonkit.export.exported import (
@@ -16,8 +16,8 @@ from lessonkit.export.exported import (
 )
 from .files import EXPORT_FORMAT, pack_classifier, read_classifier
 from lessonkit.export.settings import (
-    build_model, calibration_values, check_arch, check_exportable, check_same_answers,
-    check_threshold, ClassifierSettings, describe_export, image_counts, library_of,
+    build_model, calibration_values, check_arch, check_exportable, check_no_functions,
+    check_same_answers, check_threshold, ClassifierSettings, describe_export, image_counts, library_of,
     library_versions, settings_from_metadata, settings_of, settings_to_metadata,
 )
 
@@ -29,4 +29,5 @@ _all_ = [
     "check_arch", "check_exportable", "check_same_answers", "check_threshold",
     "ClassifierSettings", "describe_export", "image_counts", "library_of", "library_versions",
     "settings_from_metadata", "settings_of", "settings_to_metadata", "WatchedLoader",
+    "check_no_functions",
 ]

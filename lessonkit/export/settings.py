@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ClassifierSettings', 'check_threshold', 'settings_to_metadata', 'settings_from_metadata', 'describe_export',
-           'check_exportable', 'library_of', 'library_versions', 'image_counts', 'calibration_values', 'settings_of',
-           'check_arch', 'build_model', 'check_same_answers']
+           'check_exportable', 'check_no_functions', 'library_of', 'library_versions', 'image_counts',
+           'calibration_values', 'settings_of', 'check_arch', 'build_model', 'check_same_answers']
 
 # %% ../../nbs/export/01_settings.ipynb #4d2745da
 import math
@@ -133,6 +133,20 @@ def check_exportable(
                          "training has failed. Load an earlier model, or train again at a lower "
                          "learning rate")
 
+# %% ../../nbs/export/01_settings.ipynb #6023e95a
+def check_no_functions(
+    data: ImageData, # that a model is to be exported for
+):
+    "Raise a `ValueError` if images go through functions of your own, which a file can't hold."
+    names = data.valid.function_names
+    if not names: return
+    raise ValueError(f"the images go through functions of your own ({', '.join(names)}), and an "
+                     "exported file holds no code. Without them the model would see other images "
+                     "than those it was trained on. Save it with learn.save, and give others your "
+                     "code. Or make the data without item_tfms and open_with, set_data() it, see "
+                     "with validate() how good the model still is, and export then")
+
+
 # %% ../../nbs/export/01_settings.ipynb #88f96ba8
 def library_of(
     model: Classifier, # whose network has a name
@@ -183,6 +197,7 @@ def settings_of(
         raise ValueError("this data holds features instead of images: set_data() the images that "
                          "they were computed from, and export then")
     check_exportable(model)
+    check_no_functions(data)
     if preds is None and calibration: preds = calibration.preds
     scores = None if preds is None else compute_scores(preds, metrics)
     info = dict(created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

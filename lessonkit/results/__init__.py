@@ -22,7 +22,7 @@ __all__ = ['add_class_columns', 'add_failed_rows', 'images_to_predict', 'is_sing
            'crossfit_temperatures', 'decide_or_abstain', 'fit_temperature', 'fold_temperature', 'nll', 'reliability',
            'risk_coverage', 'search_temperature', 'temperature_interval', 'TEMPERATURES', 'threshold_for', 'body_of',
            'capture_activations', 'class_numbers', 'grad_cam', 'heat_maps', 'Candidate', 'cleaning_candidates',
-           'CLEANING_ORDERS', 'CleaningProgress', 'CleaningSession']
+           'CLEANING_ORDERS', 'CleaningProgress', 'CleaningSession', 'metric_of']
 
 # %% ../../nbs/results/99_results.ipynb #59f7f2e4
 from lessonkit.results.preds import (
@@ -40,7 +40,7 @@ from .tta import logits_of, mean_preds, TTA, tta_set, tta_views, view_places
 from lessonkit.results.metrics import (
     accuracy, accuracy_multi, check_metrics, classification_arrays, column_mode, compute_scores,
     default_metrics, error_rate, fbeta, higher_is_better, is_correct, lower_is_better, mae,
-    metric_mode, metric_name, metric_names, metric_value, mse, rmse, TABLE_COLUMNS,
+    metric_mode, metric_name, metric_names, metric_of, metric_value, mse, rmse, TABLE_COLUMNS,
 )
 from lessonkit.results.intervals import (
     accuracy_interval, compare_errors, Comparison, describe_effect, error_interval, Interval,
@@ -95,4 +95,5 @@ _all_ = [
     "search_temperature", "temperature_interval", "TEMPERATURES", "threshold_for", "body_of",
     "capture_activations", "class_numbers", "grad_cam", "heat_maps", "Candidate",
     "cleaning_candidates", "CLEANING_ORDERS", "CleaningProgress", "CleaningSession",
+    "metric_of",
 ]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE_COLUMNS', 'lower_is_better', 'higher_is_better', 'metric_mode', 'is_correct', 'accuracy', 'error_rate',
            'accuracy_multi', 'classification_arrays', 'fbeta', 'mse', 'rmse', 'mae', 'default_metrics', 'metric_name',
-           'metric_names', 'metric_value', 'compute_scores', 'check_metrics', 'column_mode']
+           'metric_names', 'metric_value', 'compute_scores', 'metric_of', 'check_metrics', 'column_mode']
 
 # %% ../../nbs/results/03_metrics.ipynb #95c6dda8
 import inspect
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core.checks import check_choices, did_you_mean, short_repr, switch
 from ..core.task import Task
 from .preds import Preds, require_preds
+from .tta import logits_of
 
 # %% ../../nbs/results/03_metrics.ipynb #a0490c90
 def lower_is_better(
@@ -205,6 +206,34 @@ def compute_scores(
     for name, metric in zip(metric_names(metrics), metrics):
         scores[name] = metric_value(name, metric(preds))
     return scores
+
+# %% ../../nbs/results/03_metrics.ipynb #05a11824
+class _MetricOfOutputs:
+    "A metric of predictions from a function of outputs and targets."
+    def __init__(self, func: Callable, outputs: str, name: str):
+        self.func, self.outputs, self.__name__ = func, outputs, name
+        mode = metric_mode(func)
+        self.lower_is_better = None if mode is None else mode == "min"
+
+    def __call__(self, preds: Preds) -> float:
+        require_preds(preds, self.__name__)
+        values = preds.probs
+        if preds.kind != "number" and self.outputs == "log_probs": values = preds.log_probs
+        if self.outputs == "logits": values = logits_of(preds.probs, preds.kind)
+        return metric_value(self.__name__, self.func(values, preds.targets))
+
+def metric_of(
+    func: Callable, # of outputs (n,c) and targets; returns one number
+    outputs: str = "logits", # what it takes: "logits", "probs" or "log_probs"
+    name: str | None = None, # of its column; None: the function's own
+) -> Callable[[Preds], float]: # a metric
+    "A metric from a function of outputs and targets. It says which values are better if `func` does."
+    check_choices(outputs=(outputs, ("logits", "probs", "log_probs")))
+    if not callable(func) or isinstance(func, type):
+        raise ValueError("metric_of takes a function of outputs and targets, or an object that can "
+                         f"be called like one; got {short_repr(func)}")
+    return _MetricOfOutputs(func, outputs, name or metric_name(func))
+
 
 # %% ../../nbs/results/03_metrics.ipynb #a0bc7635
 def _tiny_preds(task: Task) -> Preds:

@@ -24,7 +24,9 @@ __all__ = ['check_cut_div', 'check_divisors', 'check_momentum', 'check_pieces', 
            'note_parts', 'copy_weights', 'note_small_batches', 'UnreadableImages', 'readable_batches', 'smallest_batch',
            'OptimizerState', 'Run', 'run_phase', 'RunningPhase', 'StopReason', 'changed_inputs', 'check_same_model',
            'check_weights', 'Checkpoint', 'checkpoint_metadata', 'input_settings', 'load_checkpoint', 'model_file',
-           'read_run', 'redirect_run', 'save_checkpoint', 'saved_stats', 'snapshot_names', 'split_run', 'stats_of']
+           'read_run', 'redirect_run', 'save_checkpoint', 'saved_stats', 'snapshot_names', 'split_run', 'stats_of',
+           'call_epoch_functions', 'check_epoch_functions', 'EpochControl', 'EpochFunction', 'ReduceOnPlateau',
+           'CSVLogger', 'check_same_task', 'item_function_names']
 
 # %% ../../nbs/train/99_train.ipynb #8822e318
 from lessonkit.train.schedules import (
@@ -46,8 +48,11 @@ from lessonkit.train.loop import (
     set_rates, smallest_batch, Step, train_steps,
 )
 from .history import FitRecord, History, smooth_loss
+from lessonkit.train.epochs import (
+    call_epoch_functions, check_epoch_functions, EpochControl, EpochFunction, ReduceOnPlateau,
+)
 from lessonkit.train.progress import (
-    align_row, format_row, format_time, Observers, ProgressTable, table_html,
+    align_row, CSVLogger, format_row, format_time, Observers, ProgressTable, table_html,
 )
 from lessonkit.train.features import (
     body_features, clear_features, evict_features, feature_dir, FEATURE_LIMIT, feature_metadata,
@@ -64,8 +69,8 @@ from lessonkit.train.plans import (
     TUNE_LR, tuning_rate,
 )
 from lessonkit.train.trainer import (
-    check_optimizer, check_settings, ClassWeights, data_fingerprint, describe_changes,
-    KeptFeatures, read_class_weights, solver_targets, Trainer,
+    check_optimizer, check_same_task, check_settings, ClassWeights, data_fingerprint,
+    describe_changes, KeptFeatures, read_class_weights, solver_targets, Trainer,
 )
 from lessonkit.train.run import (
     copy_weights, describe_best, note_parts, note_small_batches, OptimizerState, Run, run_phase,
@@ -73,8 +78,8 @@ from lessonkit.train.run import (
 )
 from lessonkit.train.checkpoints import (
     changed_inputs, check_same_model, check_weights, Checkpoint, checkpoint_metadata,
-    input_settings, load_checkpoint, model_file, read_run, redirect_run, save_checkpoint,
-    saved_stats, snapshot_names, split_run, stats_of,
+    input_settings, item_function_names, load_checkpoint, model_file, read_run, redirect_run,
+    save_checkpoint, saved_stats, snapshot_names, split_run, stats_of,
 )
 
 # %% ../../nbs/train/99_train.ipynb #2790aaa2
@@ -107,4 +112,6 @@ _all_ = [
     "changed_inputs", "check_same_model", "check_weights", "Checkpoint", "checkpoint_metadata",
     "input_settings", "load_checkpoint", "model_file", "read_run", "redirect_run",
     "save_checkpoint", "saved_stats", "snapshot_names", "split_run", "stats_of",
+    "call_epoch_functions", "check_epoch_functions", "EpochControl", "EpochFunction",
+    "ReduceOnPlateau", "CSVLogger", "check_same_task", "item_function_names",
 ]

@@ -355,8 +355,7 @@ class Run:
         def validate(): return evaluate(model, data)
         if not record.losses: self._compare_start(trainer, validate)
 
-        loss = trainer.own_loss or trainer.losses
-        steps = train_steps(model, data.train, phase, optimizer, loss, engine,
+        steps = train_steps(model, data.train, phase, optimizer, trainer.loss_function, engine,
                             seed=trainer.seed, fit=fit, start=len(record.losses),
                             skipped=record.skipped, mix=trainer.mixing(), micro=micro,
                             accumulate=plan.accumulate, clip=plan.clip, penalty=trainer.penalty,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClassWeights', 'data_fingerprint', 'describe_changes', 'read_class_weights', 'check_optimizer', 'check_settings',
-           'KeptFeatures', 'solver_targets', 'Trainer']
+           'check_same_task', 'KeptFeatures', 'solver_targets', 'Trainer']
 
 # %% ../../nbs/train/09_trainer.ipynb #7d590199
 import hashlib
@@ -141,6 +141,22 @@ def check_settings(
             switch("cache", cache), switch("show", show), whole_number("copies", copies, least=0),
             memory_limit)
 
+# %% ../../nbs/train/09_trainer.ipynb #859c224f
+def check_same_task(
+    data: ImageData, # to go on with
+    before: ImageData, # that the model was made for
+):
+    "Raise `TypeError` or `ValueError` for what a model can't be trained on."
+    if not isinstance(data, ImageData):
+        raise TypeError(f"set_data takes an ImageData; got {short_repr(data)}")
+    for name in ("task", "channels"):
+        new, old = getattr(data, name), getattr(before, name)
+        if new == old: continue
+        words = str if str(new) != str(old) else short_repr
+        raise ValueError(f"this learner's {name} is {words(old)}, the new data's {words(new)}: "
+                         "create a new Learner for it")
+
+
 # %% ../../nbs/train/09_trainer.ipynb #fa9b3ddf
 @dataclass(frozen=True)
 class KeptFeatures:
@@ -233,6 +249,15 @@ class Trainer:
         if made is None or made.func is not self.loss or made.class_weights is not weights:
             self._own_loss = OwnLoss(self.loss, self.data.task, self.engine.device, weights)
         return self._own_loss
+
+    @property
+    def loss_function(self) -> Callable: # (outputs, targets) -> (n,) losses
+        "Your own loss, or the usual one: what training minimizes."
+        return self.own_loss or self.losses
+
+    def check_loss(self):
+        "Raise a `ValueError` for an own loss that can't be used with this data."
+        _ = self.own_loss
 
     @property
     def has_linear_head(self) -> bool:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageItemList', 'get_files', 'is_hidden_below', 'in_folders', 'ItemList', 'ImageList']
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #bbb3bbbd
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #ec977e26
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from ...core.checks import number
-from ...core.files import as_path, some_of
+from ...core.files import as_path
 from ...data.images import image_files
 from lessonkit.dialects.fastai1.core import (
     arange_of, ifnone, listify, loadtxt_str, rand_bool, set_all_seed,
@@ -24,9 +24,8 @@ from .data_block import ItemLists
 from .images import Image, open_image
 from .item_lists import column_positions, Items
 from ..hook import patched
-from ..registry import tell
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #dd6898fc
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #72444a28
 def get_files(
     path: str | Path, # the folder
     extensions: Any = None, # one or several, such as ".txt"; None: all files
@@ -64,7 +63,7 @@ def in_folders(
         return parts[0] not in exclude and (not include or parts[0] in include)
     return [file for file in files if counts(file)]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #bc99e01f
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #a0e3fa96
 class _Filtered(Items):
     "Items that can be made from a table, and filtered."
     @classmethod
@@ -128,7 +127,7 @@ class _Filtered(Items):
         if seed is not None: np.random.seed(seed)
         return self[np.random.permutation(len(self))[:int(sample_pct * len(self))]]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #96af8784
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #8fcd444b
 class ItemList(_Filtered):
     "Items that can be split, and labeled afterwards."
     def split_by_list(self,
@@ -234,7 +233,7 @@ class ItemList(_Filtered):
 
     label_from_folder = label_from_df = label_from_func = label_from_re = label_const = _too_early
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #9bd5949f
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #5c611f34
 class ImageList(ItemList):
     "Images that are opened when they are asked for."
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['pil2tensor', 'image2np', 'to_pillow', 'show_image', 'plot_flat', 'plot_multi', 'show_multi', 'show_all',
            'ResizeMethod', 'square_size', 'PixelChanges', 'seen_pixels', 'Image', 'mode_channels', 'open_image']
 
-# %% ../../../nbs/dialects/fastai1/03_images.ipynb #071ede46
+# %% ../../../nbs/dialects/fastai1/03_images.ipynb #ec00b96f
 import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -31,7 +31,7 @@ from .labels import ItemBase
 from .transforms import flat_tfms, RandTransform, split_tfms
 from ..registry import cap_size, tell, warn_unknown
 
-# %% ../../../nbs/dialects/fastai1/03_images.ipynb #778609b4
+# %% ../../../nbs/dialects/fastai1/03_images.ipynb #8bd31319
 def pil2tensor(
     image: Any, # a Pillow image, or an array (h,w) or (h,w,c)
     dtype: Any, # of numpy, such as np.float32
@@ -54,7 +54,7 @@ def to_pillow(
     "Pixels as a Pillow image."
     return PIL.Image.fromarray((image2np(px) * 255).round().clip(0, 255).astype(np.uint8))
 
-# %% ../../../nbs/dialects/fastai1/03_images.ipynb #ee77cd9c
+# %% ../../../nbs/dialects/fastai1/03_images.ipynb #55ad711f
 def show_image(
     img: Any, # an `Image`, or a tensor (c,h,w)
     ax: Any = None, # matplotlib axes; None: new ones
@@ -108,7 +108,7 @@ def show_all(
     c = ifnone(c, math.ceil(len(imgs) / r))
     for img, ax in zip(imgs, plot_flat(r, c, figsize)): img.show(ax)
 
-# %% ../../../nbs/dialects/fastai1/03_images.ipynb #90539f87
+# %% ../../../nbs/dialects/fastai1/03_images.ipynb #df0daa17
 class ResizeMethod(IntEnum):
     "How an oblong image becomes a square."
     CROP = 1
@@ -144,7 +144,7 @@ class PixelChanges:
         size: int | None = None, # pixels that the model sees; None: those of the image
     ):
         self.tfms, self.size = list(tfms), size
-        self.is_random = any(t.is_random or t.p < 1 for t in self.tfms)
+        self.is_random = any(t.varies for t in self.tfms)
 
     def __call__(self, image): # Pillow image -> (c,h,w) float in [0,1]
         return self.change(pil2tensor(image, np.float32) / 255)
@@ -173,7 +173,7 @@ def seen_pixels(
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
     return transform_images(x, torch.tensor([aspect]), size, augment, generator, fit)[0]
 
-# %% ../../../nbs/dialects/fastai1/03_images.ipynb #08429e62
+# %% ../../../nbs/dialects/fastai1/03_images.ipynb #34867c4b
 class Image(ItemBase):
     "The pixels of one image."
     def __init__(self,
@@ -272,7 +272,7 @@ class Image(ItemBase):
         if y is not None: y.show(ax=ax, **options)
         if title is not None: ax.set_title(title)
 
-# %% ../../../nbs/dialects/fastai1/03_images.ipynb #3ed1c810
+# %% ../../../nbs/dialects/fastai1/03_images.ipynb #f689cee9
 _CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4}
 
 def mode_channels(

@@ -6,7 +6,7 @@
 __all__ = ['item_array', 'index_row', 'column_positions', 'Items', 'CategoryListBase', 'CategoryList', 'MultiCategoryList',
            'FloatList', 'EmptyLabelList', 'guess_label_cls', 'warn_of_unknown']
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #9661661b
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #a97ab063
 import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
@@ -26,7 +26,7 @@ from .core import show_some, uniqueify
 from .labels import Category, EmptyLabel, FloatItem, MultiCategory
 from ..registry import warn_unknown
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #c0b1663f
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #7d007194
 def item_array(
     items: Iterable, # of anything
 ) -> np.ndarray:
@@ -57,7 +57,7 @@ def column_positions(
     if all(isinstance(name, Integral) and name not in df.columns for name in names): return names
     return [df.columns.get_loc(name) for name in names]
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #041cbc55
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #1ccbb336
 class Items:
     "Items in an array; `get` makes of one what is shown."
     def __init__(self,
@@ -122,7 +122,7 @@ def _positions(idxs: Any) -> Any:
     idxs = np.asarray(idxs)
     return idxs if idxs.size else idxs.astype(int)
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #2c8b70e3
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #bf2cb84a
 class CategoryListBase(Items):
     "Labels that are classes."
     def __init__(self,
@@ -192,7 +192,7 @@ class CategoryList(CategoryListBase):
         "The number of the likeliest class."
         return pred.argmax()
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #814ff205
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #8b1cf129
 class MultiCategoryList(CategoryListBase):
     "Any number of classes for each item."
     kind = "multi"
@@ -244,7 +244,7 @@ class MultiCategoryList(CategoryListBase):
 def _split(text: str, delim: str) -> list[str]:
     return next(csv.reader(io.StringIO(str(text)), delimiter=delim), [])
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #d15b7e9c
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #4114e45d
 class FloatList(Items):
     "A number for each item, or several: the model has squared error for its loss."
     kind = "number"
@@ -255,8 +255,8 @@ class FloatList(Items):
         classes: Any = None, # accepted
         **options: Any, # of `Items`
     ):
-        if not isinstance(items, np.ndarray): items = list(items)
-        try: numbers = np.array(list(items), dtype=np.float32)
+        if not isinstance(items, np.ndarray) or items.dtype == object: items = list(items)
+        try: numbers = np.array(items, dtype=np.float32)
         except (TypeError, ValueError):
             raise ValueError(f"FloatList needs numbers; got {short_repr(items)}") from None
         super().__init__(numbers, **options)
@@ -290,7 +290,7 @@ class EmptyLabelList(Items):
         "No label."
         return EmptyLabel()
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #168e67dd
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #b7df2aac
 def guess_label_cls(
     labels: Sequence, # one for each item
     label_delim: str | None = None, # what stands between names

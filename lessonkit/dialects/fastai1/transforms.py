@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['brightness', 'contrast', 'rotate', 'zoom', 'squish', 'jitter', 'flip_lr', 'flip_affine', 'dihedral',
            'dihedral_affine', 'symmetric_warp', 'perspective_warp', 'tilt', 'skew', 'pad', 'crop', 'crop_pad', 'cutout',
-           'rgb_randomize', 'zoom_squish', 'rand_pos', 'RandTransform', 'Transform', 'rand_pad', 'rand_zoom',
-           'rand_crop', 'zoom_crop', 'rand_resize_crop', 'get_transforms', 'flat_tfms', 'split_tfms', 'describe_rest']
+           'rgb_randomize', 'zoom_squish', 'rand_pos', 'random_part', 'TRANSFORMS', 'RandTransform', 'Transform',
+           'rand_pad', 'rand_zoom', 'rand_crop', 'zoom_crop', 'rand_resize_crop', 'get_transforms', 'flat_tfms',
+           'split_tfms', 'describe_rest']
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #7e84f4db
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #56540059
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from lessonkit.dialects.fastai1.core import (
 )
 from ..registry import tell
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #47e15e2a
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #c26e96f6
 _MODES = {"zeros": "constant", "border": "replicate", "reflection": "reflect"}
 
 def _moved(px: Tensor, m: Tensor, mode: str = "reflection") -> Tensor:
@@ -69,7 +70,7 @@ def _dihedral(px: Tensor, k: int) -> Tensor:
     if flips: px = px.flip(flips)
     return px.transpose(1, 2).contiguous() if k & 4 else px
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #345b332e
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #a6506e3d
 def _to_corners(px: Tensor, corners: Iterable) -> Tensor:
     "Show the part of the image that has these corners."
     return _moved(px, perspective_maps(torch.as_tensor(corners, dtype=torch.float64)[None])[0])
@@ -96,7 +97,7 @@ def _skew(px: Tensor, direction: int, magnitude: float = 0) -> Tensor:
     corners[corner, axis] *= 1 + magnitude
     return _to_corners(px, corners)
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #5a5f3d64
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #7b0078fd
 def _brightness(px: Tensor, change: float) -> Tensor:
     return (logit(px) + logit(torch.tensor(float(change)))).sigmoid()
 
@@ -150,7 +151,7 @@ def _zoom_squish(px: Tensor, scale: Any = 1., squish: Any = 1., invert: Any = Fa
     h, w = px.shape[1:]
     return _stretch(px, min(1, h / w), min(1, w / h), .5, .5)
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #fc1a1274
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #ae3ad182
 @dataclass(eq=False)
 class RandTransform:
     "A transform with its numbers, or with the ranges that they are drawn from."
@@ -167,6 +168,13 @@ class RandTransform:
     def order(self) -> int:
         "Transforms with a lower number come first."
         return self.tfm.order
+
+    @property
+    def varies(self) -> bool:
+        "May it do something else each time?"
+        ranges = any(is_listy(value) for value in self.kwargs.values())
+        drawn = self.is_random and (ranges or bool(self.tfm.drawn.keys() - self.kwargs.keys()))
+        return self.p < 1 or self.tfm.always_varies or drawn
 
     def draw(self) -> dict:
         "The numbers for one image."
@@ -192,7 +200,7 @@ class RandTransform:
         if self.p != 1: values.append(f"p={self.p:g}")
         return f"{self.__name__}({', '.join(values)})"
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #00959f65
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #fc93927d
 class Transform:
     "Something that can be done to an image: call it with an image, or with numbers for later."
     def __init__(self,
@@ -202,9 +210,10 @@ class Transform:
         drawn: dict | None = None, # by name: how one is drawn that isn't given
         order: int = 0, # lower ones come first
         in_pixels: bool = False, # has it lengths in pixels?
+        always_varies: bool = False, # does the function itself draw numbers?
     ):
         self.__name__, self.function, self.order, self.in_pixels = name, function, order, in_pixels
-        self.draws, self.drawn = draws or {}, drawn or {}
+        self.draws, self.drawn, self.always_varies = draws or {}, drawn or {}, always_varies
 
     def __call__(self,
         *images: Any, # an `Image` to change at once; none: for later
@@ -220,7 +229,7 @@ class Transform:
 
     def __repr__(self): return f"<transform {self.__name__}>"
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #cdf662f7
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #3d2ef760
 _place = dict(row_pct=uniform, col_pct=uniform)
 
 def _eight(low: float, high: float | None = None) -> list: return uniform(low, high, 8).tolist()
@@ -234,7 +243,7 @@ contrast = Transform("contrast", _contrast, dict(scale=log_uniform), order=8)
 rotate = Transform("rotate", _rotate, dict(degrees=uniform), order=5)
 zoom = Transform("zoom", _zoom, dict(scale=uniform, **_place), order=5)
 squish = Transform("squish", _squish, dict(scale=uniform, **_place), order=5)
-jitter = Transform("jitter", _jitter, dict(magnitude=uniform), order=4)
+jitter = Transform("jitter", _jitter, dict(magnitude=uniform), order=4, always_varies=True)
 flip_lr = Transform("flip_lr", _flip_lr)
 flip_affine = Transform("flip_affine", _flip_lr, order=5)
 dihedral = Transform("dihedral", _dihedral, dict(k=uniform_int), dict(k=_any_of_eight))
@@ -250,11 +259,11 @@ pad = Transform("pad", _pad, order=-10, in_pixels=True)
 crop = Transform("crop", _crop, _place, in_pixels=True)
 crop_pad = Transform("crop_pad", _crop_pad, _place, order=10, in_pixels=True)
 cutout = Transform("cutout", _cutout, dict(n_holes=uniform_int, length=uniform_int), order=20,
-                   in_pixels=True)
-rgb_randomize = Transform("rgb_randomize", _rgb_randomize)
+                   in_pixels=True, always_varies=True)
+rgb_randomize = Transform("rgb_randomize", _rgb_randomize, always_varies=True)
 zoom_squish = Transform("zoom_squish", _zoom_squish, _place, order=4)
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #3f9d2741
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #bc545121
 rand_pos = {"row_pct": (0, 1), "col_pct": (0, 1)}
 
 def rand_pad(
@@ -295,15 +304,21 @@ def rand_resize_crop(
     ratios: tuple[float, float] = (.75, 1.33), # width / height of the crop
 ) -> list[RandTransform]:
     "A crop of random size and shape."
-    several = Transform("zoom_squish", _random_part, order=4)
-    return [several(max_scale=max_scale, ratios=ratios, is_random=False)]
+    return [random_part(max_scale=max_scale, ratios=tuple(ratios))]
 
 def _random_part(px: Tensor, max_scale: float, ratios: tuple) -> Tensor:
     scale, squish = _eight(1, max_scale), _eight(*ratios)
     turned = rand_bool(.5, 8).tolist()
     return _zoom_squish(px, scale, squish, turned, uniform(0, 1), uniform(0, 1))
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #98d093ad
+random_part = Transform("random_part", _random_part, order=4, always_varies=True)
+
+TRANSFORMS = {t.__name__: t for t in (
+    brightness, contrast, rotate, zoom, squish, jitter, flip_lr, flip_affine, dihedral,
+    dihedral_affine, symmetric_warp, perspective_warp, tilt, skew, pad, crop, crop_pad, cutout,
+    rgb_randomize, zoom_squish, random_part)}
+
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #79d99ab2
 def get_transforms(
     do_flip: bool = True, # mirror left to right, half of the time
     flip_vert: bool = False, # all 8 ways to lay a square
@@ -336,7 +351,7 @@ def flat_tfms(
     if not is_listy(tfms): return [tfms]
     return [tfm for part in tfms for tfm in flat_tfms(part)]
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #644a8979
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #383f2d93
 def _symmetric(value: Any) -> float | None: # None: it is no range about 0
     pair = is_listy(value) and len(value) == 2
     return value[1] if pair and value[0] == -value[1] and value[1] >= 0 else None
@@ -380,7 +395,7 @@ _FIELDS = dict(
     dihedral_affine=lambda t: None if t.kwargs or t.p < 1 else dict(flip_vert=True),
 )
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #3fff14b6
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #b01eaa94
 def split_tfms(
     tfms: Any, # a list of transforms; None: none
 ) -> tuple[Augment | None, list[RandTransform]]: # None: nothing varies; and what is left over
@@ -415,15 +430,14 @@ def _lighting(known: dict) -> tuple[dict, list]:
     known.pop("p_lighting", None)
     return known, [t for _, t in pair]
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #78b50cbd
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #efdd8447
 def describe_rest(
     rest: list[RandTransform], # of validation images
 ) -> list[RandTransform]: # those that are the same for all images
     "Leave out what is random: validation images stay as they are, and a line says so."
-    def is_fixed(t): return t.p >= 1 and not any(is_listy(v) for v in t.kwargs.values())
-    fixed = [t for t in rest if is_fixed(t)]
+    fixed = [t for t in rest if not t.varies]
     if len(fixed) < len(rest):
-        names = ", ".join(t.__name__ for t in rest if not is_fixed(t))
+        names = ", ".join(t.__name__ for t in rest if t.varies)
         tell(f"Random transforms ({names}) are left out for validation images, which are to be "
              "the same in each epoch.")
     return fixed

@@ -21,6 +21,7 @@ import torch
 
 from ..adapter import FitPlan, SaveEpochs, StopWithoutProgress
 from ..registry import not_supported, warn_unknown
+from ...train.epochs import ReduceOnPlateau
 from ...widgets.live_plot import LivePlot
 
 # %% ../../../nbs/dialects/fastai2/13_callbacks.ipynb #ab316c68
@@ -233,7 +234,6 @@ class ReduceLROnPlateau(TrackerCallback):
     ):
         "Ask for smaller rates in time."
         super().add_to(plan, learn)
-        from lessonkit.train.epochs import ReduceOnPlateau
         plan.epoch_functions.append(ReduceOnPlateau(self.monitor, 1 / self.factor, self.patience,
                                                     self.min_delta, self.mode, self.min_lr))
 

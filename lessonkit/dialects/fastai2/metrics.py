@@ -9,7 +9,7 @@ __all__ = ['Precision', 'Recall', 'F1Score', 'FBeta', 'Jaccard', 'BalancedAccura
            'R2Score', 'ExplainedVariance', 'flatten_check', 'accuracy', 'error_rate', 'top_k_accuracy',
            'accuracy_multi', 'mse', 'rmse', 'mae', 'msle', 'exp_rmspe', 'Metric', 'metric_title', 'AvgMetric',
            'mk_metric', 'ActivationType', 'AccumMetric', 'skm_to_fastai', 'RocAuc', 'PearsonCorrCoef',
-           'SpearmanCorrCoef']
+           'SpearmanCorrCoef', 'engine_metric']
 
 # %% ../../../nbs/dialects/fastai2/10_metrics.ipynb #10cf19e6
 import inspect
@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...results.metrics import higher_is_better, lower_is_better
+from ..adapter import as_metric
+from ...results.metrics import higher_is_better, lower_is_better, metric_mode
 
 # %% ../../../nbs/dialects/fastai2/10_metrics.ipynb #f0846afa
 def flatten_check(
@@ -372,3 +373,16 @@ def PearsonCorrCoef(**kwargs: Any) -> AccumMetric: # of `AccumMetric`
 def SpearmanCorrCoef(**kwargs: Any) -> AccumMetric: # of `AccumMetric`
     "Spearman's rank correlation of predicted and actual numbers."
     return AccumMetric(_correlation("spearmanr"), to_np=True, **kwargs)
+
+# %% ../../../nbs/dialects/fastai2/10_metrics.ipynb #b8ccdc75
+def engine_metric(
+    metric: Any, # a function of outputs and targets, or a `Metric`; or one of lessonkit
+) -> Callable: # of `Preds`
+    "A metric as the engine takes it."
+    if (getattr(metric, "__module__", "") or "").startswith("lessonkit.results."): return metric
+    known, mode = mk_metric(metric), metric_mode(metric)
+    def scored(outputs, targets): return known.score(outputs, targets)
+    scored.__name__ = known.name
+    made = as_metric(scored)
+    if mode is not None: made.lower_is_better = mode == "min"
+    return made

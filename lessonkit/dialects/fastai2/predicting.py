@@ -91,6 +91,7 @@ class Parts:
     engine: Engine # device and precision
     task: Task # what is predicted
     like: Loader # for new images: their size, fit and so on
+    own_loss: Any = None # of the engine; None: the usual one of the task
 
 class Predicts:
     "Predictions in v2's form."
@@ -117,7 +118,7 @@ class Predicts:
     ) -> Preds:
         "The engine's predictions for its own loader."
         parts = self.parts()
-        return predict_set(parts.model, loader, parts.engine, parts.task)
+        return predict_set(parts.model, loader, parts.engine, parts.task, parts.own_loss)
 
     def loader_of(self,
         ds_idx: int = 1, # 0: training images, 1: validation images
@@ -212,7 +213,8 @@ class PredictsViews(PredictsTuples):
             tell("tta: training images aren't augmented, so there is only one view of each image.")
             preds = self.preds_of(ds_idx, dl)
             return preds.probs, preds.targets
-        found = tta_set(parts.model, loader, self.augment(), parts.engine, parts.task, n=n)
+        found = tta_set(parts.model, loader, self.augment(), parts.engine, parts.task, n=n,
+                        own_loss=parts.own_loss)
         plain, views = found.plain, mean_preds(found.views)
         if use_max: return torch.maximum(plain.probs, views.probs), plain.targets
         if beta is None: return (views.probs, plain.probs), plain.targets
