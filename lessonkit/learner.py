@@ -547,8 +547,8 @@ class _Training(_Predicting):
             found = run_lr_finder(
                 model, data.train, t.model.group_parameters(), t.loss_function, t.engine,
                 start_lr=start_lr, end_lr=end_lr, num_it=num_it, linear=linear, stop_div=stop_div,
-                optimizer=t.optimizer, wd=t.weight_decay, seed=t.seed, mix=t.mixing(), micro=micro,
-                penalty=t.penalty)
+                optimizer=t.optimizer, wd=t.weight_decay, seed=t.seed, fit=len(self.history.fits),
+                mix=t.mixing(), micro=micro, penalty=t.penalty)
         if show_plot and self.show and in_notebook(): plot_lr_find(found)._ipython_display_()
         return found
 

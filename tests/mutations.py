@@ -89,8 +89,8 @@ MUTATIONS = [
 
     ("training leaves the penalty out",
      "train/run",
-     "clip=plan.clip, penalty=trainer.penalty)",
-     "clip=plan.clip)",
+     "clip=plan.clip, penalty=trainer.penalty,",
+     "clip=plan.clip,",
      ["tests/test_solved.py::test_the_penalty_is_part_of_training"]),
 
     ("the solved head is not among the candidates",
@@ -895,4 +895,80 @@ MUTATIONS = [
      "if same[i]: return reason",
      "if same[i] and i != 3: return reason",
      ["tests/test_notebooks.py::test_module[course/04_lesson_4.ipynb]"]),
+
+    ("a loss of the batch is taken apart",
+     "train/memory",
+     "if not (needs_batch or mixes_images(model)): return 1",
+     "if not mixes_images(model): return 1",
+     ["tests/test_own_loss.py::test_parts_of_a_batch_add_up_whatever_the_loss_is"]),
+
+    ("predictions keep the losses of another loss",
+     "results/predict",
+     "if preds.own_loss is not own_loss: return None",
+     "pass",
+     ["tests/test_own_loss.py::test_another_loss_makes_new_predictions"]),
+
+    ("shares of classes are forgotten",
+     "core/losses",
+     "len(outputs)) * shares[:, k]",
+     "len(outputs)) * (shares[:, k] > 0)",
+     ["tests/test_own_loss.py::test_shares_of_classes_are_expanded"]),
+
+    ("a head is solved for a loss that it doesn't have",
+     "train/trainer",
+     "return self.has_linear_head and self.loss is None",
+     "return self.has_linear_head",
+     ["tests/test_own_loss.py::test_a_linear_head_is_not_solved_for_an_own_loss"]),
+
+    ("random transforms are the same in every epoch",
+     "data/loader",
+     "put = partial(put, key=key, waits=",
+     "put = partial(put, waits=",
+     ["tests/test_item_functions.py::test_they_differ_by_epoch_fit_seed_and_image"]),
+
+    ("random transforms are not seeded",
+     "data/items",
+     "torch.default_generator.manual_seed(seed)",
+     "pass",
+     ["tests/test_item_functions.py::test_random_transforms_repeat_with_any_number_of_threads"]),
+
+    ("images that vary are kept in memory",
+     "data/loader",
+     'if self.cache == "memory" and not self.varies: self._kept[i] = item',
+     'if self.cache == "memory": self._kept[i] = item',
+     ["tests/test_notebooks.py::test_module[data/03_loader.ipynb]"]),
+
+    ("features of transformed images are kept on disk",
+     "train/features",
+     "if too_large or data.train.has_functions: folder = None",
+     "if too_large: folder = None",
+     ["tests/test_item_functions.py"
+      "::test_features_of_transformed_images_are_never_kept_on_disk"]),
+
+    ("features of images that vary are computed once",
+     "train/features",
+     'if data.train.varies: return "item transforms',
+     'if False: return "item transforms',
+     ["tests/test_item_functions.py"
+      "::test_features_are_computed_once_only_where_transforms_are_fixed"]),
+
+    ("a mistake in a transform counts as a damaged file",
+     "data/items",
+     "except (ImageReadError, OSError) as e: raise RuntimeError(",
+     "except (ImageReadError, OSError) as e: raise OSError(",
+     ["tests/test_item_functions.py"
+      "::test_a_mistake_in_a_function_is_never_taken_for_a_damaged_file"]),
+
+    ("factors on the rates are lost when training is resumed",
+     "train/history",
+     "return math.prod(factor for _, factor in self.scales)",
+     "return math.prod(factor for at, factor in self.scales if at == len(self.losses))",
+     ["tests/test_epoch_functions.py"
+      "::test_factors_count_from_the_next_step_on_and_are_recorded"]),
+
+    ("training goes on when a function has ended it",
+     "train/run",
+     "return StopReason.STOPPED if stops else None",
+     "return None",
+     ["tests/test_epoch_functions.py::test_a_function_ends_training"]),
 ]

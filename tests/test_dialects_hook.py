@@ -168,6 +168,15 @@ def test_two_imports_that_fit_several_may_leave_one(notebook):
     assert hook.finder.generation == "v2"
 
 
+def test_the_names_in_a_later_cell_decide(notebook):
+    notebook(LOAD, "from fastai.basics import *", "error_rate = 3\nx = np.zeros(error_rate)")
+    assert hook.finder.generation is None
+    out = notebook("import os\nuntar_data")
+    assert "this is fastai v2, because of the names in this cell" in out
+    assert notebook["untar_data"] == "untar_data of v2"
+    assert notebook["error_rate"] == 3
+
+
 def test_choosing_by_hand(notebook):
     notebook(LOAD, "from fastai.metrics import error_rate")
     notebook("import lessonkit.dialects\nlessonkit.dialects.activate('v1', epochs=1)")

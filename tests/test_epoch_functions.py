@@ -1,4 +1,4 @@
-"""Functions called after each epoch: they may change the rate and end training, and resuming stays exact."""
+"""Functions called after each epoch may change the rate and end training; resuming stays exact."""
 import pandas as pd
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Your own functions for single images: how files are opened, and what happens before the squeeze."""
+"""Your own functions for single images: how files are opened, and what comes before the squeeze."""
 import random
 import threading
 from dataclasses import replace
@@ -11,7 +11,6 @@ from PIL import Image, ImageChops, ImageOps
 from torch import nn
 from torchvision import transforms
 
-from lessonkit.core.files import cache_dir
 from lessonkit.core.rng import torch_lock
 from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
@@ -22,7 +21,7 @@ from lessonkit.data.images import ImageReadError
 from lessonkit.data.loader import Loader
 from lessonkit.learner import Learner
 from lessonkit.train.engine import Engine
-from lessonkit.train.features import feature_dir, precompute, why_not_precompute
+from lessonkit.train.features import precompute, why_not_precompute
 from lessonkit.train.trainer import data_fingerprint
 
 PAT = r"^(.+)_\d+"
@@ -146,6 +145,7 @@ def test_random_transforms_repeat_with_any_number_of_threads(folder, threads, ah
     data = make_data(folder, item_tfms=[shifted, with_noise])
     one = pixels(replace(data.train, threads=1), 1, 2, 3, ahead=0)
     loader = replace(data.train, threads=threads)
+    random.random(), np.random.rand(), torch.rand(1)  # what was drawn before doesn't count
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(pixels(loader, 1, 2, 3, ahead=ahead), one)
     assert torch.equal(torch.get_rng_state(), before[0])

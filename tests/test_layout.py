@@ -22,13 +22,14 @@ EXCEPTIONS = {}   # what may be longer, such as "data/sample.py: pets", and how 
 # Modules, and names of modules, that are not available from the folder itself. Users need
 # `draw_pet`, not the steps of a drawing, and `check`, not the exercises that it looks up. And they
 # write `sample.pets()` and `datasets.get()`. The vocabularies of old notes overlap, so that each is
-# imported on its own.
+# imported on its own; the folder with the hook imports fast.
 NOT_IN_FOLDER = re.compile(r"""
     data\.(breeds|canvas|anatomy|camera|fur|coats|faces|scenes|mountains|trail) |
     data\.drawing\.expose |
     data\.(sample|datasets|phone|archives|downloads)\.(?!download_images)[a-z]\w* |
     course\.lesson_\d+ |
-    dialects\.fastai(07|1|2)(\..*)?
+    dialects\.fastai(07|1|2)(\..*)? |
+    dialects\.(adapter|urls|notes|today|kinds|reading|check|convert|__main__)\.\w+
 """, re.VERBOSE)
 
 # Names that a reader's own variable may have, or that say nothing without their module.

@@ -1,4 +1,5 @@
 """The learning-rate finder sees what it should, stops when it should, and leaves nothing behind."""
+import copy
 import math
 import pickle
 import random
@@ -16,6 +17,7 @@ from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
 from lessonkit.data.image_data import ImageData
 from lessonkit.data.mixing import Mix, mix_batch
+from lessonkit.learner import Learner
 from lessonkit.train.engine import Engine
 from lessonkit.train.loop import make_optimizer, Phase, train_steps
 from lessonkit.train.lr_finder import LRFind, preserve_state, run_lr_finder, suggest_rates
@@ -388,3 +390,15 @@ def test_on_a_gpu(data, precision):
     assert torch.equal(state, torch.cuda.get_rng_state())
     assert len(found.rates) > 20
     assert all(t.is_cuda for t in model.state_dict().values())
+
+
+def test_after_a_fit_the_finder_draws_other_random_numbers(data):
+    "With those of the fit, it would see batches and dropout masks that were learned from."
+    learn = Learner(data, "resnet18", weights=None, head="mlp", precision="fp32", show=False)
+    def losses(): return learn.lr_find(num_it=6, show_plot=False).losses
+    start = copy.deepcopy(learn.model.state_dict())
+    before = losses()
+    assert losses() == before
+    learn.fit(1, 1e-3)
+    learn.model.load_state_dict(start)
+    assert losses() != before

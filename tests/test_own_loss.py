@@ -1,4 +1,4 @@
-"""A loss of your own takes the place of the usual one, in training and wherever losses are shown."""
+"""A loss of your own takes the place of the usual one in training and wherever losses are shown."""
 import math
 
 import pytest

@@ -26,13 +26,14 @@ from ..core.interrupts import restoring
 from ..core.progress import in_notebook
 from ..core.rng import evaluating
 from ..data.image_data import ImageData, Stats
-from .registry import resolve_arch
+from .registry import resolve_arch, settings
 from ..learner import Learner
 from ..model.bodies import run_network
 from ..model.classifier import Classifier
 from ..results.metrics import check_metrics, metric_of
 from ..train.checkpoints import check_same_model, check_weights, load_checkpoint, model_file
 from ..train.engine import Engine
+from ..train.lr_finder import LRFind
 from ..train.run import copy_weights
 from ..train.schedules import group_rates
 
@@ -297,7 +298,7 @@ class _Adapted:
         self._data, self._kit, self._given, self._view = data, None, None, None
         self.metrics, self.loss_func, self.wd = as_list(metrics), loss_func, wd
         self._path, self._model_dir = path, model_dir
-        self._synced = None, None
+        self._synced, self._wd_of_fit = (None, None), None
         self.precision, self.whole, self.n_groups = "auto", False, 0
 
     def _create(self, data: ImageData) -> Learner:
@@ -333,7 +334,8 @@ class _Adapted:
             kit.metrics = check_metrics(self.kit_metrics(), kit.data.task)
             kit.trainer.loss = as_loss(self.loss_func, kit.data.kind, self.outputs)
             self._synced = now
-        kit.trainer.wd, kit.model_dir = number("wd", self.wd, least=0), self.model_folder
+        wd = self.wd if self._wd_of_fit is None else self._wd_of_fit
+        kit.trainer.wd, kit.model_dir = number("wd", wd, least=0), self.model_folder
 
     def kit_metrics(self) -> list[Callable]:
         "The metrics, as functions of `Preds`."
@@ -496,11 +498,13 @@ class LearnerAdapter(_Named):
             trainer.observers[:] = [*before[1], *plan.observers]
             trainer.epoch_functions[:] = [*before[2], *plan.epoch_functions]
             if plan.mix: trainer.mix = replace(trainer.mix, **plan.mix).check(kit.data.task)
-            if plan.wd is not None: trainer.wd = number("wd", plan.wd, least=0)
+            self._wd_of_fit = plan.wd
+            self._sync()
             return plan.options
         def restore():
             trainer.mix, trainer.observers[:], trainer.epoch_functions[:] = before
-            trainer.wd = self.wd
+            self._wd_of_fit = None
+            self._sync()
         return restoring(restore, change)
 
     def train(self,
@@ -514,3 +518,23 @@ class LearnerAdapter(_Named):
         for call in plan.before: call()
         with self.fitting(plan) as asked: getattr(self.kit, method)(*args, **asked | options)
         for call in plan.after: call()
+
+    def find_rates(self,
+        start_lr: Any = 1e-7, # of the first step, as of the kit's `lr_find`
+        end_lr: float = 10., # that the last group's rate grows towards
+        num_it: int = 100, # steps; fewer if the settings limit the epochs
+        plan: FitPlan | None = None, # of which the weight decay counts
+        **options: Any, # of `Learner.lr_find`
+    ) -> LRFind:
+        """Run the kit's finder, without a picture.
+
+        After a fit it draws other random numbers than that fit did: on the very images, turned
+        and cut in the same way, that a network was trained on, the loss says nothing.
+        """
+        kit = self.kit
+        if settings.epochs: num_it = min(num_it, max(20, settings.epochs * len(kit.data.train)))
+        seed, fits = kit.trainer.seed, len(kit.history.fits)
+        def change(): kit.trainer.seed = seed + fits
+        def restore(): kit.trainer.seed = seed
+        with self.fitting(plan or FitPlan()), restoring(restore, change):
+            return kit.lr_find(start_lr, end_lr, num_it, **options, show_plot=False)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GENERATIONS', 'ROOTS', 'generation_name', 'modules_of', 'dialect_names', 'FoundImport', 'imports_in', 'candidates',
-           'choose']
+           'choose', 'names_read', 'choose_by_names']
 
-# %% ../../nbs/dialects/01_generations.ipynb #a289c084
+# %% ../../nbs/dialects/01_generations.ipynb #7303a9ae
 import ast
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import lessonkit
 
-# %% ../../nbs/dialects/01_generations.ipynb #e7527b4b
+# %% ../../nbs/dialects/01_generations.ipynb #7487a96d
 GENERATIONS = {"0.7": "fastai07", "v1": "fastai1", "v2": "fastai2"}  # and their folders here
 ROOTS = ("fastai", "fastai2", "fastbook")  # the packages that old notes import
 
@@ -30,7 +30,7 @@ def generation_name(
         raise ValueError(f"no generation {text!r} of fastai: use \"0.7\", \"v1\" or \"v2\"")
     return names[plain]
 
-# %% ../../nbs/dialects/01_generations.ipynb #f64bb39c
+# %% ../../nbs/dialects/01_generations.ipynb #9c08f5f9
 _MODULES = {
     "0.7": """
         : adaptive_softmax column_data conv_learner core dataloader dataset executors fp16 imports
@@ -38,6 +38,7 @@ _MODULES = {
         : model models nlp optim plots rnn_reg rnn_train set_spawn sgdr structured swa text
         : torch_imports torchqrnn transforms transforms_pil
         models: cifar10 convert_torch darknet fa_resnet inceptionresnetv2 inceptionv4 nasnet resnet
+        models.cifar10: preact_resnet resnext senet utils wideresnet
         models: resnext_101_32x4d resnext_101_64x4d resnext_50_32x4d senet unet wideresnet wrn_50_2f
     """,
     "v1": """
@@ -47,7 +48,7 @@ _MODULES = {
         callbacks: cpu_mem csv_logger flat_cos_anneal fp16 general_sched hooks loss_metrics
         callbacks: lr_finder mem misc mixup mlflow one_cycle oversampling rnn tensorboard tracker
         callbacks: undersampling
-        gen_doc: core docstrings nbdoc
+        gen_doc: convert2html core docstrings doctest gen_notebooks nbdoc nbtest
         imports: core torch
         tabular: data learner models transform
         text: data interpret learner models transform
@@ -72,7 +73,7 @@ _MODULES = {
 }
 _EMPTY = {("v2", name) for name in "callback data medical tabular text vision".split()}
 
-# %% ../../nbs/dialects/01_generations.ipynb #02a05c43
+# %% ../../nbs/dialects/01_generations.ipynb #84865702
 @cache
 def modules_of(
     generation: str, # a key of `GENERATIONS`
@@ -84,7 +85,7 @@ def modules_of(
         found.update(f"{package}.{name}".strip(".") for name in names.split())
     return frozenset(found)
 
-# %% ../../nbs/dialects/01_generations.ipynb #e8cffffc
+# %% ../../nbs/dialects/01_generations.ipynb #aa4415ad
 @cache
 def dialect_names(
     generation: str, # a key of `GENERATIONS`
@@ -97,7 +98,7 @@ def dialect_names(
             return frozenset(ast.literal_eval(node.value))
     return frozenset()
 
-# %% ../../nbs/dialects/01_generations.ipynb #66303f1f
+# %% ../../nbs/dialects/01_generations.ipynb #7f2442d0
 class FoundImport(NamedTuple):
     "One import of fastai."
     module: str                    # such as "fastai.vision"
@@ -122,7 +123,7 @@ def imports_in(
         found += _imports_of(node)
     return found
 
-# %% ../../nbs/dialects/01_generations.ipynb #b39d6019
+# %% ../../nbs/dialects/01_generations.ipynb #8adfa957
 def _imports_of(node: ast.AST) -> Iterable[FoundImport]:
     "The imports that one node of the tree stands for."
     if isinstance(node, ast.Import):
@@ -148,7 +149,7 @@ def _imports_of_lines(code: str) -> list[FoundImport]:
         for node in tree.body: found += [f._replace(line=number) for f in _imports_of(node)]
     return found
 
-# %% ../../nbs/dialects/01_generations.ipynb #a37ce413
+# %% ../../nbs/dialects/01_generations.ipynb #6fc4f102
 def candidates(
     found: FoundImport,
 ) -> set[str]: # keys of `GENERATIONS`; empty if no generation has the module
@@ -182,3 +183,28 @@ def choose(
         if remaining - possible: decisive = found
         remaining &= possible
     return remaining, decisive
+
+# %% ../../nbs/dialects/01_generations.ipynb #46cd5b4f
+def names_read(
+    code: str, # of a script, or of a cell after IPython's transformation
+) -> set[str]: # empty if the code can't be read
+    "The names that a piece of code reads and doesn't set itself."
+    try: tree = ast.parse(code)
+    except (SyntaxError, ValueError): return set()
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    stored = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    return {node.id for node in names} - stored
+
+def choose_by_names(
+    names: Iterable[str], # that a note uses
+    among: Iterable[str], # generations that are still possible
+) -> set[str]: # one of them, or all
+    "The generation that has more names to itself than the others, of those that are used."
+    among = set(among)
+    counts = {}
+    for generation in among:
+        others = [dialect_names(other) for other in among - {generation}]
+        counts[generation] = len(set(names) & dialect_names(generation).difference(*others))
+    best = max(counts.values(), default=0)
+    having = {generation for generation in among if counts[generation] == best}
+    return having if best and len(having) == 1 else among

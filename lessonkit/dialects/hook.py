@@ -7,7 +7,7 @@ __all__ = ['STAND_INS', 'PATCHABLE', 'finder', 'dialect', 'name_table', 'unsuppo
            'Pending', 'StandInFinder', 'Finder', 'activate', 'deactivate', 'patched', 'module_of',
            'load_ipython_extension', 'unload_ipython_extension']
 
-# %% ../../nbs/dialects/01_hook.ipynb #3fd6b574
+# %% ../../nbs/dialects/01_hook.ipynb #2e437920
 import linecache
 import sys
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from typing import Any
 
 from .devices import ignore_cuda, restore_cuda
 from lessonkit.dialects.generations import (
-    candidates, choose, dialect_names, FoundImport, generation_name, GENERATIONS, imports_in,
-    modules_of, ROOTS,
+    candidates, choose, choose_by_names, dialect_names, FoundImport, generation_name, GENERATIONS,
+    imports_in, modules_of, names_read, ROOTS,
 )
 from .registry import NotSupported, settings, tell, Unsupported
 
-# %% ../../nbs/dialects/01_hook.ipynb #a91bc34f
+# %% ../../nbs/dialects/01_hook.ipynb #d99a68c5
 def dialect(
     generation: str, # a key of `GENERATIONS`
 ) -> ModuleType:
@@ -53,7 +53,7 @@ def unsupported_part(
 class UnsupportedModule(NotSupported, ImportError):
     "An old note imports a part of fastai that the kit doesn't have."
 
-# %% ../../nbs/dialects/01_hook.ipynb #8971c3e4
+# %% ../../nbs/dialects/01_hook.ipynb #6feb5cee
 _VERSIONS = {"0.7": "0.7.2", "v1": "1.0.61", "v2": "2.7.19"}
 
 class FakeModule(ModuleType):
@@ -85,7 +85,7 @@ class FakeModule(ModuleType):
         super().__delattr__(name)
         finder.patches.pop(name, None)
 
-# %% ../../nbs/dialects/01_hook.ipynb #f9f2931e
+# %% ../../nbs/dialects/01_hook.ipynb #2cfad245
 class Pending:
     "Stands in for a name until it is known which generation is wanted."
     def __init__(self,
@@ -112,7 +112,7 @@ class Pending:
         if name.startswith("__"): raise AttributeError(name)
         return getattr(self.settle(), name)
 
-# %% ../../nbs/dialects/01_hook.ipynb #a30e2022
+# %% ../../nbs/dialects/01_hook.ipynb #2d069494
 _PLAIN = dict(
     np="numpy", pd="pandas", plt="matplotlib.pyplot", torch="torch", nn="torch.nn",
     F="torch.nn.functional", PIL="PIL", Path="pathlib:Path", partial="functools:partial",
@@ -123,12 +123,13 @@ def _plain(name: str) -> Any:
     module, _, attribute = _PLAIN[name].partition(":")
     return getattr(import_module(module), attribute) if attribute else import_module(module)
 
-# %% ../../nbs/dialects/01_hook.ipynb #d2c811cd
+# %% ../../nbs/dialects/01_hook.ipynb #9b305320
 def _is_machinery(frame: FrameType) -> bool:
     "Does a frame belong to the import system or to this module?"
     file = frame.f_code.co_filename
     if frame.f_globals is globals(): return True
-    return file.startswith("<frozen importlib") or "importlib" in frame.f_globals.get("__name__", "")
+    module = frame.f_globals.get("__name__", "")
+    return file.startswith("<frozen importlib") or "importlib" in module
 
 def _is_star_import(frame: FrameType) -> bool:
     "Is a frame in the middle of `from module import *`?"
@@ -150,7 +151,7 @@ def _second(name: str, chosen: str, having: set[str] = frozenset()) -> str:
     return (f"{name}{where} this process runs fastai {chosen}. Only one generation can be used at "
             "a time: restart the kernel for the other one")
 
-# %% ../../nbs/dialects/01_hook.ipynb #6997a5ef
+# %% ../../nbs/dialects/01_hook.ipynb #17ea61df
 STAND_INS = ("fastcore", "fastdownload", "fastprogress", "fastkaggle", "nbdev", "ddgs",
              "duckduckgo_search")
 PATCHABLE = {"open_image"}  # functions whose replacement by an old note takes effect
@@ -172,7 +173,7 @@ class StandInFinder:
         if name.split(".")[0] not in STAND_INS: return None
         return ModuleSpec(name, _Loader(), is_package=True)
 
-# %% ../../nbs/dialects/01_hook.ipynb #5b5bd8d7
+# %% ../../nbs/dialects/01_hook.ipynb #a3b5ddc2
 class Finder(_Loader):
     "Finds and makes the modules of fastai, and knows which generation was chosen."
     def __init__(self):
@@ -206,6 +207,16 @@ class Finder(_Loader):
         for text in self.texts():
             if self.generation: return
             self.narrow(*choose(imports_in(text), self.possible))
+
+    def read_names(self,
+        space: dict, # the variables of the notebook
+    ):
+        "Choose by the names that a cell uses, if the imports before it left that open."
+        own = {name for name, value in space.items() if not isinstance(value, Pending)}
+        self.narrow(*choose(imports_in(self.cell), self.possible))
+        possible = choose_by_names(names_read(self.cell) - own, self.possible)
+        if self.generation is None and len(possible) == 1:
+            self.choose(*possible, "the names in this cell")
 
     def narrow(self,
         possible: set[str], # generations that are left
@@ -368,7 +379,7 @@ class Finder(_Loader):
 
 finder = Finder()
 
-# %% ../../nbs/dialects/01_hook.ipynb #ac52ce16
+# %% ../../nbs/dialects/01_hook.ipynb #58fcc45a
 def _shell() -> Any:
     "IPython, if this is a notebook."
     module = sys.modules.get("IPython")
@@ -376,8 +387,10 @@ def _shell() -> Any:
 
 def _read_cell(info: Any):
     "Keep the text of a cell that is about to run."
-    try: finder.cell = _shell().transform_cell(info.raw_cell)
+    shell = _shell()
+    try: finder.cell = shell.transform_cell(info.raw_cell)
     except SyntaxError: finder.cell = info.raw_cell
+    if finder.generation is None and finder.stars: finder.read_names(shell.user_ns)
 
 def _watch_cells():
     "Have IPython tell us each cell, and read the one that runs."
@@ -389,7 +402,7 @@ def _watch_cells():
     while frame and frame.f_globals is not shell.user_ns: frame = frame.f_back
     if frame: finder.cell = "".join(linecache.getlines(frame.f_code.co_filename))
 
-# %% ../../nbs/dialects/01_hook.ipynb #08f8562d
+# %% ../../nbs/dialects/01_hook.ipynb #950a9a8c
 def activate(
     generation: str | None = None, # "0.7", "v1" or "v2"; None: what the imports say
     arch: str | None = None, # "packaged": the packaged network in place of named ones
@@ -426,7 +439,7 @@ def _installed() -> str:
     if not found: return "."
     return f" ({' and '.join(found)}, as installed, comes back by %unload_ext lessonkit.dialects)."
 
-# %% ../../nbs/dialects/01_hook.ipynb #b9dea059
+# %% ../../nbs/dialects/01_hook.ipynb #d175b1ec
 def deactivate():
     "Undo `activate`: the made-up modules are gone, and a real fastai can be imported."
     for each in (finder, finder.stand_ins):
@@ -455,7 +468,7 @@ def module_of(
         finder.children[generation, name] = FakeModule(name, generation)
     return finder.children[generation, name]
 
-# %% ../../nbs/dialects/01_hook.ipynb #b9fc13c0
+# %% ../../nbs/dialects/01_hook.ipynb #06201068
 _EXTENSION = "lessonkit.dialects"
 
 def load_ipython_extension(

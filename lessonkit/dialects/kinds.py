@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Kind', 'Known', 'Instance', 'Several', 'Library', 'OldModule', 'Own', 'is_ours', 'kind_of_value',
-           'kind_of_annotation', 'is_open', 'has_attribute', 'can_assign', 'kind_of_attribute', 'kind_of_result',
-           'Keywords', 'keywords_of']
+           'kind_of_annotation', 'is_open', 'has_attribute', 'with_attribute', 'can_assign', 'kind_of_attribute',
+           'kind_of_result', 'Keywords', 'keywords_of']
 
-# %% ../../nbs/dialects/12_kinds.ipynb #7872dc57
+# %% ../../nbs/dialects/12_kinds.ipynb #fe149c80
 import ast
 import builtins
 import inspect
@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
-# %% ../../nbs/dialects/12_kinds.ipynb #91cb054e
+from .registry import NotSupported
+
+# %% ../../nbs/dialects/12_kinds.ipynb #1f3c340b
 class Known(NamedTuple):
     "A function, class or other object of the dialect."
     value: Any
@@ -48,7 +50,7 @@ class Own(NamedTuple):
 
 Kind = Known | Instance | Several | Library | OldModule | Own | None
 
-# %% ../../nbs/dialects/12_kinds.ipynb #58af6d2d
+# %% ../../nbs/dialects/12_kinds.ipynb #f78e5dbd
 _FOLDER = "lessonkit.dialects."
 
 def is_ours(
@@ -69,7 +71,7 @@ def kind_of_value(
         return Known(value, owner, bound)
     return Instance(type(value)) if is_ours(type(value)) else Known(value, owner, bound)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #dcb62561
+# %% ../../nbs/dialects/12_kinds.ipynb #ac32cdf9
 def kind_of_annotation(
     annotation: Any, # of what a function returns, often the name of a class as a text
     space: dict, # the names of the module it is in
@@ -108,7 +110,7 @@ def _class_named(name: str, module: str) -> type:
         if inspect.isclass(value): return value
     raise NameError(name)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #0faebda5
+# %% ../../nbs/dialects/12_kinds.ipynb #9a68fe4b
 @cache
 def _assigned(cls: type) -> frozenset[str]:
     "The attributes that the methods of a class set."
@@ -116,23 +118,41 @@ def _assigned(cls: type) -> frozenset[str]:
     except (OSError, TypeError, SyntaxError): return frozenset()
     stored = [node for node in ast.walk(tree)
               if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
-    return frozenset(n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self")
+    return frozenset(node.attr for node in stored if ast.unparse(node.value) == "self")
 
 def is_open(
     cls: type, # of a dialect
+    name: str, # of an attribute that the class itself doesn't have
 ) -> bool:
-    "Do its instances answer to any name?"
-    return hasattr(cls, "__getattr__")
+    "Can't we tell whether its instances answer to a name? Raises `NotSupported` if they do so."
+    if not hasattr(cls, "__getattr__"): return False
+    try: getattr(object.__new__(cls), name)
+    except AttributeError as e: return repr(name) not in str(e)
+    except NotSupported: raise
+    except Exception: return True  # it needs what isn't filled in
+    return True
 
 def has_attribute(
     cls: type, # of a dialect
     name: str, # of an attribute of its instances
 ) -> bool:
-    "Have the instances of a class such an attribute?"
-    if hasattr(cls, name) or is_open(cls): return True
+    """Have the instances of a class such an attribute?
+
+    Raises `NotSupported` if the class itself says that this one isn't supported.
+    """
+    if hasattr(cls, name): return True
     ours = [base for base in cls.__mro__ if is_ours(base)]
     return any(name in vars(base).get("__annotations__", {}) or name in _assigned(base)
                for base in ours)
+
+def with_attribute(
+    cls: type, # of a dialect
+    name: str, # of an attribute of its instances
+) -> type | None: # the class itself, or one that inherits from it; None: no such attribute
+    "The class that an object with such an attribute has; annotations often name a base class."
+    if has_attribute(cls, name) or is_open(cls, name): return cls
+    ours = [child for child in cls.__subclasses__() if is_ours(child)]
+    return next((child for child in ours if has_attribute(child, name)), None)
 
 def can_assign(
     cls: type, # of a dialect
@@ -143,7 +163,7 @@ def can_assign(
     if isinstance(found, property): return found.fset is not None
     return has_attribute(cls, name) and not inspect.isfunction(found)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #899e2bb7
+# %% ../../nbs/dialects/12_kinds.ipynb #6585be82
 def kind_of_attribute(
     cls: type, # of a dialect
     name: str, # of an attribute
@@ -168,7 +188,8 @@ def kind_of_result(
 ) -> Kind: # of what a call returns
     "What we know about the result of a call."
     if isinstance(called, Own): return called.result
-    if isinstance(called, Instance): return kind_of_result(kind_of_attribute(called.type, "__call__"))
+    if isinstance(called, Instance):
+        return kind_of_result(kind_of_attribute(called.type, "__call__"))
     if not isinstance(called, Known): return None
     if inspect.isclass(called.value):
         return Instance(called.value) if is_ours(called.value) else None
@@ -177,7 +198,7 @@ def kind_of_result(
     if annotation is None: return None
     return kind_of_annotation(annotation, getattr(function, "__globals__", {}), called.owner)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #fca0e8c3
+# %% ../../nbs/dialects/12_kinds.ipynb #0ae6c826
 class Keywords(NamedTuple):
     "What a function takes by name."
     names: frozenset[str]
@@ -207,7 +228,7 @@ def keywords_of(
                              found.is_open or more.is_open)
     return found
 
-# %% ../../nbs/dialects/12_kinds.ipynb #26252e9d
+# %% ../../nbs/dialects/12_kinds.ipynb #52fca4f0
 _WARNED = object()  # in the place of a function: unknown keywords are warned of
 
 def _receivers(called: Known, options: str) -> Iterable[Known | None]:

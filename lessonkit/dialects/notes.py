@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['python_text', 'Problem', 'read_python', 'OldCell', 'OldNote', 'read_note', 'newest_format']
 
-# %% ../../nbs/dialects/10_notes.ipynb #0a2e2da8
+# %% ../../nbs/dialects/10_notes.ipynb #b9c2fff8
 import ast
 import json
 import re
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# %% ../../nbs/dialects/10_notes.ipynb #acc3195f
+# %% ../../nbs/dialects/10_notes.ipynb #e130d505
 _PYTHON_MAGICS = ("time", "timeit", "capture", "prun", "memit", "mprun", "lprun", "debug", "python")
 _TIMED = re.compile(r"(\s*)%(?:time|timeit|prun|memit)\s+(?:-\w+\s+(?:\d+\s+)?)*(?=\S)(.*)")
 _CAUGHT = re.compile(r"(\s*)([\w, ]+?)\s*=\s*[!%](?![=]).*")  # files = !ls
@@ -24,6 +24,10 @@ def python_text(
     "The Python code of a cell, without magics; empty for a cell in another language."
     lines = source.split("\n")
     first = next((n for n, line in enumerate(lines) if line.strip()), 0)
+    indent = lines[first][:len(lines[first]) - len(lines[first].lstrip())]
+    if indent:  # as IPython does
+        lines = [line.removeprefix(indent) for line in lines]
+        source = "\n".join(lines)
     if lines[first].startswith("%%"):
         name, _, rest = lines[first][2:].partition(" ")
         if name.strip() not in _PYTHON_MAGICS: return "\n" * (len(lines) - 1)
@@ -52,7 +56,7 @@ def _parses(code: str) -> bool:
     except (SyntaxError, ValueError): return False
     return True
 
-# %% ../../nbs/dialects/10_notes.ipynb #ef00473f
+# %% ../../nbs/dialects/10_notes.ipynb #db9da39d
 _PYTHON_2 = [
     (re.compile(r"((?:^|[:;])\s*)print\s+(?:>>\s*[\w.]+\s*,\s*)?([^\s(=.].*?),?\s*$"),
      r"\1print(\2)", "a print statement of Python 2: write print(...)"),
@@ -86,7 +90,7 @@ def read_python(
     reason = getattr(error, "msg", None) or str(error)
     return None, [Problem(getattr(error, "lineno", 1) or 1, f"can't be read as Python: {reason}")]
 
-# %% ../../nbs/dialects/10_notes.ipynb #0a3c43b9
+# %% ../../nbs/dialects/10_notes.ipynb #ad5027c5
 class OldCell(NamedTuple):
     "One cell of an old note."
     number: int              # from 1, text cells counted
@@ -114,7 +118,7 @@ class OldNote(NamedTuple):
         "Without the text."
         return [cell for cell in self.cells if cell.kind == "code"]
 
-# %% ../../nbs/dialects/10_notes.ipynb #81e7b2e2
+# %% ../../nbs/dialects/10_notes.ipynb #ba4b673a
 def read_note(
     file: str | Path, # .ipynb or .py
 ) -> OldNote:
@@ -122,7 +126,8 @@ def read_note(
     file = Path(file)
     try: text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is no text: expected a notebook (.ipynb) or script (.py)") from None
+        raise ValueError(f"{file} is no text: expected a notebook (.ipynb) or a script (.py)"
+                         ) from None
     if file.suffix == ".py": return OldNote(file, (_cell(1, "code", text),), None)
     if file.suffix != ".ipynb":
         raise ValueError(f"{file}: expected a notebook (.ipynb) or script (.py)")
@@ -142,7 +147,7 @@ def _cell(number: int, kind: str, source: str) -> OldCell:
 def _joined(source: str | Sequence[str]) -> str:
     return source if isinstance(source, str) else "".join(source)
 
-# %% ../../nbs/dialects/10_notes.ipynb #9ebce3bb
+# %% ../../nbs/dialects/10_notes.ipynb #e2781b88
 def newest_format(
     notebook: dict, # as it is in the file
 ) -> dict: # of format 4

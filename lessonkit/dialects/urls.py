@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['fastai_home', 'Config', 'fastai_path', 'fastai_cfg', 'URLs', 'archive_stem', 'untar_data', 'download_url']
 
-# %% ../../nbs/dialects/02_urls.ipynb #35365bde
+# %% ../../nbs/dialects/02_urls.ipynb #4f2c592a
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..data.datasets import DatasetMissing, Published, search, Search
 from ..data.downloads import check_address, download, DownloadError, name_from_address
 from .registry import not_supported, warn_unknown
 
-# %% ../../nbs/dialects/02_urls.ipynb #4d198d89
+# %% ../../nbs/dialects/02_urls.ipynb #24c29a3c
 def fastai_home() -> Path: # which need not exist
     "The folder of fastai: `$FASTAI_HOME`, else `.fastai` in the user's folder."
     return Path(os.path.expanduser(os.environ.get("FASTAI_HOME") or "~/.fastai"))
@@ -67,8 +66,10 @@ class Config:
 
     def __getitem__(self, key): return self.get_key(key)
 
-    data, archive, storage, model = (property(partial(lambda self, key: self.get_path(key), key=key))
-                                     for key in ("data", "archive", "storage", "model"))
+    data = property(lambda self: self.get_path("data"))
+    archive = property(lambda self: self.get_path("archive"))
+    storage = property(lambda self: self.get_path("storage"))
+    model = property(lambda self: self.get_path("model"))
 
 def fastai_path(
     folder: str, # "data", "archive", "storage" or "model"
@@ -80,10 +81,11 @@ def fastai_cfg() -> Config:
     "Where fastai keeps things."
     return Config()
 
-# %% ../../nbs/dialects/02_urls.ipynb #f55e7da0
+# %% ../../nbs/dialects/02_urls.ipynb #f61aeb83
 _S3 = "https://s3.amazonaws.com/fast-ai-"
 
-_NO_IMAGES = set("""ADULT_SAMPLE AG_NEWS AMAZON_REVIEWS AMAZON_REVIEWS_POLARITY DBPEDIA HUMAN_NUMBERS
+_NO_IMAGES = set("""
+    ADULT_SAMPLE AG_NEWS AMAZON_REVIEWS AMAZON_REVIEWS_POLARITY DBPEDIA HUMAN_NUMBERS
     IMDB IMDB_SAMPLE MACAQUES ML_100k ML_SAMPLE MT_ENG_FRA OPENAI_TRANSFORMER SOGOU_NEWS WIKITEXT
     WIKITEXT_TINY WT103_BWD WT103_FWD YAHOO_ANSWERS YELP_REVIEWS YELP_REVIEWS_POLARITY
     ZEBRA_FINCH""".split())
@@ -138,7 +140,7 @@ class URLs(metaclass=_Names):
     SIIM_SMALL = f"{_S3}imagelocal/siim_small"
     TCGA_SMALL = f"{_S3}imagelocal/tcga_small"
 
-# %% ../../nbs/dialects/02_urls.ipynb #fa547589
+# %% ../../nbs/dialects/02_urls.ipynb #06701009
 def archive_stem(
     url: str, # an address of `URLs`, or another one of an archive
 ) -> str: # such as "oxford-iiit-pet"
@@ -182,7 +184,7 @@ def untar_data(
     try: return search(where, read, download=True)
     except DownloadError as e: raise DatasetMissing(f"{missing}\n({e})") from None
 
-# %% ../../nbs/dialects/02_urls.ipynb #33960bf8
+# %% ../../nbs/dialects/02_urls.ipynb #2aae65d6
 _KIT_NAMES = {"oxford-iiit-pet": "pets", "dogscats": "dogscats", "imagenette2-320": "imagenette",
               "imagenette2": "imagenette", "imagenette2-160": "imagenette"}
 
@@ -203,7 +205,7 @@ def _with_images(found: Path, name: str) -> Path:
     link.symlink_to(found, target_is_directory=True)
     return folder
 
-# %% ../../nbs/dialects/02_urls.ipynb #fee63fe8
+# %% ../../nbs/dialects/02_urls.ipynb #f3ae82bf
 def download_url(
     url: str, # of a file
     dest: str | Path | None = None, # the file, or a folder; None: the working folder

@@ -17,7 +17,8 @@ from lessonkit.export.exported import (
 from .files import EXPORT_FORMAT, pack_classifier, read_classifier
 from lessonkit.export.settings import (
     build_model, calibration_values, check_arch, check_exportable, check_no_functions,
-    check_same_answers, check_threshold, ClassifierSettings, describe_export, image_counts, library_of,
+    check_same_answers, check_threshold, ClassifierSettings, describe_export, image_counts,
+    library_of,
     library_versions, settings_from_metadata, settings_of, settings_to_metadata,
 )
 

@@ -110,7 +110,7 @@ def _with_logits(preds: Preds, logits: Tensor) -> Preds:
     "The same images with the probabilities and losses of other logits."
     probs = logits.softmax(1).to(preds.probs)
     if preds.targets is None: return replace(preds, probs=probs, losses=None)
-    losses = preds.task.losses(logits, preds.targets.cpu())
+    losses = preds.losses_of(logits)
     return replace(preds, probs=probs, losses=losses.to(preds.probs.device))
 
 # %% ../../nbs/results/07_calibration.ipynb #98da6732

@@ -227,7 +227,7 @@ def metric_of(
     outputs: str = "logits", # what it takes: "logits", "probs" or "log_probs"
     name: str | None = None, # of its column; None: the function's own
 ) -> Callable[[Preds], float]: # a metric
-    "A metric from a function of outputs and targets. It says which values are better if `func` does."
+    "A metric from a function of outputs and targets. Which values are better, `func` may say."
     check_choices(outputs=(outputs, ("logits", "probs", "log_probs")))
     if not callable(func) or isinstance(func, type):
         raise ValueError("metric_of takes a function of outputs and targets, or an object that can "

@@ -99,8 +99,9 @@ class Preds:
         logits: Tensor, # (n,n_out) float, on the CPU; others than those of these predictions
     ) -> Tensor: # (n,) float32
         "The losses that other logits would have for the same targets."
-        if self.own_loss is None: return self.task.losses(logits, self.targets)
-        return self.own_loss.of_each(logits, self.targets)
+        targets = self.targets.cpu()
+        if self.own_loss is None: return self.task.losses(logits, targets)
+        return self.own_loss.of_each(logits, targets)
 
     @property
     def margin(self) -> Tensor:

@@ -195,6 +195,7 @@ def run_lr_finder(
     optimizer: str | Callable = "adamw", # as of `make_optimizer`
     wd: float | Sequence[float] = .01, # weight decay: one, or one for each layer group
     seed: int = 42, # of the order, augmentation and dropout
+    fit: int = 0, # number of the next fit: an earlier one has seen other orders and dropout masks
     mix: Callable | None = None, # as of `train_steps`
     micro: int | None = None, # images that go through at once, where that is exact; None: all
     penalty: Callable[[], Tensor] | None = None, # added to the loss, but not to what is recorded
@@ -216,7 +217,7 @@ def run_lr_finder(
     record = FitRecord(phase.name)
     with memory_advice(engine, loader), preserve_state(model):
         steps = train_steps(model, loader, phase, make_optimizer(trained, optimizer, wd), loss_func,
-                            engine.for_training(model), seed=seed, mix=mix, micro=micro,
+                            engine.for_training(model), seed=seed, fit=fit, mix=mix, micro=micro,
                             penalty=penalty)
         with closing(steps):
             stopped = record_until_divergence(islice(steps, n_steps), record, stop_div)

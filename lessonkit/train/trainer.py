@@ -205,7 +205,7 @@ class Trainer:
     user: int | None = None # number of the thread that is training; None: no thread
     observers: list = field(default_factory=list) # told of each step and epoch, see `Observers`
     loss: Callable | None = None # of outputs and targets, as for `OwnLoss`; None: the task's
-    epoch_functions: list = field(default_factory=list) # called after each epoch, see `EpochControl`
+    epoch_functions: list = field(default_factory=list) # called after each epoch: `EpochControl`
     _own_loss: OwnLoss | None = None
 
     def __post_init__(self):
@@ -403,7 +403,8 @@ class Trainer:
         normalize = self.model.normalize
         stats = [t.flatten().tolist() for t in (normalize.mean, normalize.std)]
         own = {} if self.loss is None else dict(loss=function_name(self.loss))
-        if self.epoch_functions: own["epoch_functions"] = [*map(function_name, self.epoch_functions)]
+        functions = [function_name(function) for function in self.epoch_functions]
+        if functions: own["epoch_functions"] = functions
         return own | dict(
             data=data_fingerprint(self.data)[:12], seed=self.seed, optimizer=kind, wd=self.wd,
             mix=asdict(self.mix), class_weights=weights, train_bn=self.model.train_bn,

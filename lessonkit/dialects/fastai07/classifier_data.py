@@ -22,7 +22,7 @@ from ...data.images import list_images
 from .arrays import get_cv_idxs, is_listy, split_by_idx
 from lessonkit.dialects.fastai07.datasets import (
     ArraysIndexDataset, ArraysIndexRegressionDataset, ArraysNhotDataset, BaseDataset, DataLoader,
-    FilesIndexArrayDataset, FilesIndexArrayRegressionDataset, FilesNhotArrayDataset,
+    FilesDataset, FilesIndexArrayDataset, FilesIndexArrayRegressionDataset, FilesNhotArrayDataset,
 )
 from .transforms import Transforms
 from ..registry import sample_of, warn_unknown
@@ -48,6 +48,14 @@ def kit_labels(
 # %% ../../../nbs/dialects/fastai07/03_classifier_data.ipynb #393e7ea9
 class ImageData:
     "Training, validation and test images in the loaders of 0.7; `kit` is the way to lessonkit."
+    trn_dl: DataLoader
+    val_dl: DataLoader
+    fix_dl: DataLoader # training images in order, with the transforms of validation
+    aug_dl: DataLoader # validation images, with the transforms of training
+    test_dl: DataLoader | None
+    test_aug_dl: DataLoader | None
+    classes: list # names in the order of their numbers
+
     def __init__(self,
         path: str | Path, # the folder
         datasets: Sequence[BaseDataset | None], # train, valid, fix, aug, test and test_aug
@@ -68,13 +76,40 @@ class ImageData:
         "The batches of a data set."
         return None if ds is None else DataLoader(ds, self.bs, shuffle, self.num_workers)
 
-    trn_ds = property(lambda self: self.trn_dl.dataset, doc="Training images.")
-    val_ds = property(lambda self: self.val_dl.dataset, doc="Validation images.")
-    trn_y = property(lambda self: self.trn_ds.y, doc="Labels of the training images.")
-    val_y = property(lambda self: self.val_ds.y, doc="Labels of the validation images.")
-    sz = property(lambda self: self.trn_ds.sz, doc="Side of the images in pixels.")
-    is_multi = property(lambda self: self.trn_ds.is_multi, doc="Several labels for each image?")
-    is_reg = property(lambda self: self.trn_ds.is_reg, doc="Numbers to predict?")
+    @property
+    def trn_ds(self) -> FilesDataset: # or one of arrays
+        "Training images."
+        return self.trn_dl.dataset
+
+    @property
+    def val_ds(self) -> FilesDataset: # or one of arrays
+        "Validation images."
+        return self.val_dl.dataset
+
+    @property
+    def trn_y(self) -> np.ndarray:
+        "Labels of the training images."
+        return self.trn_ds.y
+
+    @property
+    def val_y(self) -> np.ndarray:
+        "Labels of the validation images."
+        return self.val_ds.y
+
+    @property
+    def sz(self) -> int:
+        "Side of the images in pixels."
+        return self.trn_ds.sz
+
+    @property
+    def is_multi(self) -> bool:
+        "Several labels for each image?"
+        return self.trn_ds.is_multi
+
+    @property
+    def is_reg(self) -> bool:
+        "Numbers to predict?"
+        return self.trn_ds.is_reg
 
     def resize(self,
         targ_sz: int, # pixels of the shorter side
@@ -111,7 +146,7 @@ class ImageData:
                          "have the order of the data")
 
     @property
-    def test_ds(self) -> BaseDataset:
+    def test_ds(self) -> FilesDataset: # or one of arrays
         "Test images. Raises `ValueError` if there are none."
         if self.test_dl is not None: return self.test_dl.dataset
         raise ValueError("these data have no test images: name their folder with test_name=")

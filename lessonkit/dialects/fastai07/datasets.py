@@ -30,6 +30,8 @@ from ..registry import not_supported
 # %% ../../../nbs/dialects/fastai07/02_datasets.ipynb #b7a43baf
 class BaseDataset:
     "Items with labels; `get_x` and `get_y` return one of them."
+    y: np.ndarray
+    transform: Transforms | None
     is_multi, is_reg = False, False # several labels for each image? numbers to predict?
 
     def __init__(self,
@@ -40,9 +42,20 @@ class BaseDataset:
         if len(self.y) != self.get_n():
             raise ValueError(f"there are {self.get_n()} images and {len(self.y)} labels")
 
-    n = property(lambda self: self.get_n(), doc="How many items there are.")
-    c = property(lambda self: self.get_c(), doc="How many numbers the model puts out.")
-    sz = property(lambda self: self.get_sz(), doc="Side of an image in pixels.")
+    @property
+    def n(self) -> int:
+        "How many items there are."
+        return self.get_n()
+
+    @property
+    def c(self) -> int:
+        "How many numbers the model puts out."
+        return self.get_c()
+
+    @property
+    def sz(self) -> int:
+        "Side of an image in pixels."
+        return self.get_sz()
 
     def get_c(self) -> int:
         "The number of columns, or of classes."
@@ -79,6 +92,9 @@ class BaseDataset:
 # %% ../../../nbs/dialects/fastai07/02_datasets.ipynb #6cfc542c
 class FilesDataset(BaseDataset):
     "Image files, by names relative to a folder."
+    fnames: Sequence[str]
+    path: str | Path
+
     def __init__(self,
         fnames: Sequence[str], # relative to `path`
         y: Any, # (n,) classes, (n,c) 0/1 labels, or numbers
@@ -236,6 +252,8 @@ class ArraysIndexRegressionDataset(ArraysDataset):
 # %% ../../../nbs/dialects/fastai07/02_datasets.ipynb #a2d47402
 class DataLoader:
     "The batches of a data set: `x, y = next(iter(dl))`."
+    dataset: FilesDataset # or one of arrays
+
     def __init__(self,
         dataset: BaseDataset, # images with labels
         batch_size: int = 1, # images in a batch

@@ -187,6 +187,8 @@ class _StillData:
 
 class _Layers(LearnerAdapter):
     "Data, network and frozen layers."
+    sched: LR_Finder # what the last fit or `lr_find` has recorded
+    precompute: bool # are the features of the frozen body computed once?
     train_bn = False
 
     def __init__(self,

@@ -199,7 +199,7 @@ class Transforms:
         pixels: Sequence[tuple[np.ndarray, float]], # (S,S,3) uint8 and the aspect, of each image
     ) -> Tensor: # (n,3,sz,sz) float, standardized
         "Squeezed images as the network sees them, with random changes if there are any."
-        x = torch.stack([torch.from_numpy(p) for p, _ in pixels]).permute(0, 3, 1, 2)
+        x = torch.from_numpy(np.stack([p for p, _ in pixels])).permute(0, 3, 1, 2)
         aspect = torch.tensor([a for _, a in pixels])
         generator = torch.Generator().manual_seed(random.getrandbits(62))
         x = transform_images(x, aspect, self.sz, self.augment, generator, self.fit)

@@ -40,7 +40,8 @@ __all__ = ['vision', 'callbacks', 'widgets', 'np', 'plt', 'pd', 'torch', 'nn', '
            'MixUpCallback', 'ReduceLROnPlateauCallback', 'SaveModelCallback', 'ShowGraph', 'TerminateOnNaNCallback',
            'TrackerCallback', 'Recorder', 'get_preds', 'ClassificationInterpretation', 'Interpretation', 'clip_grad',
            'cnn_learner', 'create_cnn', 'fit_fc', 'fit_one_cycle', 'Learner', 'lr_find', 'mixup', 'to_fp16', 'to_fp32',
-           'load_learner', 'download_images', 'get_image_files', 'verify_images', 'ImageSegment',
+           'load_learner', 'download_images', 'get_image_files', 'verify_images', 'DatasetFormatter', 'FileDeleter',
+           'ImageCleaner', 'Config', 'download_url', 'untar_data', 'URLs', 'load_data', 'ImageSegment',
            'SegmentationItemList', 'SegmentationLabelList', 'SegmentationProcessor', 'SegmentationInterpretation',
            'open_mask', 'open_mask_rle', 'unet_learner', 'dice', 'foreground_acc', 'DynamicUnet', 'ImageImageList',
            'ImagePoints', 'ImageBBox', 'PointsItemList', 'PointsLabelList', 'ObjectItemList', 'ObjectCategoryList',
@@ -128,7 +129,7 @@ from .data_block import ItemLists, LabelList, LabelLists
 from .image_lists import get_files, ImageItemList, ImageList, ItemList
 from lessonkit.dialects.fastai1.databunch import (
     cifar_stats, DataBunch, DatasetType, denormalize, DeviceDataLoader, ImageDataBunch,
-    imagenet_stats, mnist_stats, normalize,
+    imagenet_stats, load_data, mnist_stats, normalize,
 )
 from lessonkit.dialects.fastai1.metrics import (
     accuracy, accuracy_thresh, add_metrics, auc_roc_score, AUROC, error_rate, exp_rmspe,
@@ -165,6 +166,8 @@ from lessonkit.dialects.fastai1.learner import (
 )
 from .loading import load_learner
 from .image_files import download_images, get_image_files, verify_images
+from .cleaner import DatasetFormatter, FileDeleter, ImageCleaner
+from ..urls import Config, download_url, untar_data, URLs
 
 # %% ../../../nbs/dialects/fastai1/99_fastai1.ipynb #1beb453c
 from . import models
@@ -186,8 +189,8 @@ _all_ = [
     "Iterable", "warn", "warnings", "shutil", "copy", "deepcopy", "itertools", "inspect",
     "operator", "attrgetter", "itemgetter", "reduce", "defaultdict", "Counter", "OrderedDict",
     "namedtuple", "dataclass", "Enum", "BytesIO", "csv", "pickle", "json", "time", "datetime",
-    "urllib", "collections", "contextmanager", "DataFrame", "Series", "models", "vision",
-    "callbacks", "widgets", "arange_of", "array", "camel2snake", "chunks", "defaults", "doc",
+    "urllib", "collections", "contextmanager", "DataFrame", "Series", "models", 
+    "arange_of", "array", "camel2snake", "chunks", "defaults", "doc",
     "even_mults", "FilePathList", "Floats", "grab_idx", "ifnone", "IntsOrStrs", "is_dict",
     "is_listy", "is_pathlike", "is_tuple", "ItemsList", "join_path", "join_paths", "listify",
     "ListOrItem", "loadtxt_str", "log_uniform", "logit", "master_bar", "ModuleList", "noop",
@@ -224,6 +227,8 @@ _all_ = [
     "get_preds", "ClassificationInterpretation", "Interpretation", "clip_grad", "cnn_learner",
     "create_cnn", "fit_fc", "fit_one_cycle", "Learner", "lr_find", "mixup", "to_fp16",
     "to_fp32", "load_learner", "download_images", "get_image_files", "verify_images",
+    "DatasetFormatter", "FileDeleter", "ImageCleaner", "Config", "download_url", "untar_data",
+    "URLs", "load_data",
     "ImageSegment", "SegmentationItemList", "SegmentationLabelList", "SegmentationProcessor",
     "SegmentationInterpretation", "open_mask", "open_mask_rle", "unet_learner", "dice",
     "foreground_acc", "DynamicUnet", "ImageImageList", "ImagePoints", "ImageBBox",

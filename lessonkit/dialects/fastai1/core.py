@@ -11,9 +11,8 @@ __all__ = ['defaults', 'PathOrStr', 'OptStrTuple', 'Floats', 'IntsOrStrs', 'List
            'join_path', 'join_paths', 'loadtxt_str', 'save_texts', 'parallel', 'progress_bar', 'master_bar', 'subplots',
            'shown', 'doc']
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #cb242a2d
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #4e0bc58a
 import math
-import os
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -34,7 +33,7 @@ from ...core.processes import usable_cores
 from ...core.progress import in_notebook, ProgressLine
 from ...core.rng import seed_everything
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #c7eb5953
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #a66ac420
 defaults = SimpleNamespace(
     cpus=min(16, usable_cores()), cmap="viridis", return_fig=False, silent=False,
     device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -80,7 +79,7 @@ def is_pathlike(
     "Is it text or a path?"
     return isinstance(x, (str, Path))
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #23815d78
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #da419d79
 def listify(
     p: Any = None, # one thing, or several
     q: Any = None, # a list that is as long as the result should be, or its length
@@ -155,7 +154,7 @@ def show_some(
     text = sep.join(str(item) for item in items[:n_max])
     return f"{text}..." if len(items) > n_max else text
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #1ceeee97
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #570d9d43
 def tensor(
     x: Any, # a list, an array, a number
     *rest: Any, # more numbers
@@ -219,7 +218,7 @@ def logit(
     "The inverse of the sigmoid, of numbers kept off 0 and 1."
     return x.clamp(1e-7, 1 - 1e-7).logit()
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #ac61c9b3
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #8dc007b6
 def uniform(
     low: float, # the smallest
     high: float | None = None, # the largest; None: `low` itself
@@ -262,7 +261,7 @@ def set_all_seed(
     "Make what is random repeat."
     seed_everything(seed)
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #b9b9ea5d
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #b902a041
 def ls(
     self: Path, # a folder
 ) -> list[Path]: # sorted
@@ -298,7 +297,7 @@ def save_texts(
     "Write lines to a text file."
     as_path(fname).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #207bc7d7
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #08fcbbe1
 def parallel(
     func: Callable, # of an item and its position
     arr: Collection, # of items
@@ -340,10 +339,12 @@ class master_bar(progress_bar):
         "Print a line, or the cells of a row."
         print("  ".join(map(str, line)) if is_listy(line) else line)
 
-    def update_graph(self, *curves: Any):
+    def update_graph(self,
+        *curves: Any, # of fastprogress
+    ):
         "Accepted: curves are drawn by `recorder.plot_losses()`."
 
-# %% ../../../nbs/dialects/fastai1/00_core.ipynb #a19836fc
+# %% ../../../nbs/dialects/fastai1/00_core.ipynb #4960073c
 def subplots(
     rows: int, # of axes
     cols: int, # of axes

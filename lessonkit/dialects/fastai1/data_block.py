@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LabelList', 'ItemLists', 'pattern_label', 'LabelLists']
 
-# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #27896271
+# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #705cce71
 import re
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
@@ -21,11 +21,14 @@ from lessonkit.dialects.fastai1.item_lists import (
     column_positions, EmptyLabelList, guess_label_cls, item_array, Items, MultiCategoryList,
     warn_of_unknown,
 )
-from ..registry import not_supported
+from ..registry import not_supported, warn_unknown
 
-# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #c4d5803e
+# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #f8e3445a
 class LabelList:
     "Items `x` with labels `y`, and the transforms of the items."
+    x: "ImageList" # noqa: F821
+    y: "CategoryList" # or `MultiCategoryList`, `FloatList`, `EmptyLabelList`  # noqa: F821
+
     def __init__(self,
         x: Items, # the images
         y: Items, # their labels, after `process`
@@ -81,7 +84,7 @@ class LabelList:
 
     def __len__(self): return len(self.x)
 
-    def __getitem__(self, idxs):
+    def __getitem__(self, idxs) -> "tuple[Image, Category]": # noqa: F821  for many, a LabelList
         if not isinstance(idxs, Integral) and getattr(idxs, "ndim", 1):
             return type(self)(self.x[idxs], self.y[idxs], self.tfms, **self.tfmargs)
         x, y = self.x[int(idxs)], self.y[int(idxs)]
@@ -123,9 +126,12 @@ def _relative(item: Any, path: Path) -> Any:
     if not isinstance(item, (str, Path)): return item
     return Path(item).relative_to(path) if Path(item).is_relative_to(path) else Path(item)
 
-# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #80a06bf5
+# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #a36b3c24
 class ItemLists:
     "Items for training and for validation, perhaps for a test."
+    train: "ImageList" # noqa: F821
+    valid: "ImageList" # noqa: F821
+
     def __init__(self,
         path: str | Path, # the folder that they belong to
         train: Any, # items, or a `LabelList`
@@ -239,7 +245,7 @@ def _known(x: Items, y: Items, name: str) -> LabelList:
         y.items = y.items.astype(np.int64)
     return LabelList(x, y)
 
-# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #365b3dff
+# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #d04a8a00
 def _cells(df: pd.DataFrame, cols: Any) -> Any:
     "The cells of one column, or rows of several. Raises `ValueError` for an empty one."
     found = df.iloc[:, column_positions(cols, df)]
@@ -261,16 +267,20 @@ def pattern_label(
                          "leave that file out")
     return label
 
-# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #0d18c411
+# %% ../../../nbs/dialects/fastai1/05_data_block.ipynb #4e9df2fc
 class LabelLists(ItemLists):
     "Labeled items for training and validation, perhaps a test set."
+    train: LabelList
+    valid: LabelList
+    test: LabelList | None
+
     @property
-    def x(self) -> Items:
+    def x(self) -> "ImageList": # noqa: F821
         "The training items."
         return self.train.x
 
     @property
-    def y(self) -> Items:
+    def y(self) -> "CategoryList": # noqa: F821
         "Their labels."
         return self.train.y
 
@@ -342,11 +352,15 @@ class LabelLists(ItemLists):
         val_bs: int | None = None, # the same for validation; None: as `bs`
         num_workers: int | None = None, # 0: images are opened in threads also next to a GPU
         device: Any = None, # accepted: `defaults.device` counts
+        dl_tfms: Any = None, # functions of batches: not supported
+        collate_fn: Any = None, # accepted: leave it out
+        no_check: bool = False, # accepted: files are always checked
         **options: Any, # of v1
-    ): # `ImageDataBunch`
+    ) -> "ImageDataBunch": # noqa: F821
         "All of it in batches."
+        warn_unknown("databunch", options, ["bs", "num_workers", "path"])
         data = self.train.x._bunch.create(
             self.train, self.valid, self.test, path=ifnone(path, self.path), bs=bs, val_bs=val_bs,
-            num_workers=num_workers, device=device, **options)
+            num_workers=num_workers, device=device, dl_tfms=dl_tfms)
         data.label_list = self
         return data

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DatasetType', 'imagenet_stats', 'cifar_stats', 'mnist_stats', 'normalize', 'denormalize', 'DeviceDataLoader',
-           'DataBunch', 'ImageDataBunch', 'empty_databunch']
+           'DataBunch', 'ImageDataBunch', 'load_data', 'empty_databunch']
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #69f029fe
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #02eb66c8
 from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -32,10 +32,11 @@ from .item_lists import CategoryList, FloatList, MultiCategoryList
 from lessonkit.dialects.fastai1.kit_data import (
     build_kit, empty_kit, sampled, with_batch_size, with_test,
 )
+from .saved_data import load_lists, save_lists
 from ..registry import not_supported, warn_unknown
 from ...plot.batches import show_batch
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #0fb65485
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #86cc5609
 DatasetType = Enum("DatasetType", "Train Valid Test Single Fix")
 
 _SPLITS = {DatasetType.Train: "train", DatasetType.Valid: "valid", DatasetType.Test: "test",
@@ -114,8 +115,8 @@ class DeviceDataLoader:
         return self.dataset.x
 
     @property
-    def y(self) -> Any:
-        "The labels."
+    def y(self) -> CategoryList:
+        "The labels (or a list of another kind)."
         return self.dataset.y
 
     @property
@@ -133,9 +134,12 @@ class DeviceDataLoader:
             y = torch.zeros(len(x), dtype=torch.int64) if batch.y is None else batch.y
             yield to_device(self.data.norm(x), self.device), to_device(y, self.device)
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #7ae4c83c
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #5155a54b
 class _Data:
     "Labeled images, and the kit's data of them."
+    path: Path # where models are saved
+    label_list: LabelLists # all images
+
     def __init__(self,
         train_ds: LabelList, # labeled images for training
         valid_ds: LabelList, # the same for validation
@@ -206,8 +210,8 @@ class _Data:
         return self.train_ds.x
 
     @property
-    def y(self) -> Any:
-        "Their labels."
+    def y(self) -> CategoryList:
+        "Their labels (or a list of another kind)."
         return self.train_ds.y
 
     @property
@@ -244,7 +248,7 @@ def _refuse_dataset(ds: Any) -> NoReturn:
     not_supported(f"DataBunch.create({short_repr(ds)})", "trained on any data set of PyTorch",
                   "Make an ImageList of the files, or override its open or get.")
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #453d4d97
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #514208d3
 class DataBunch(_Data):
     "Labeled images in batches."
     def dl(self,
@@ -297,6 +301,18 @@ class DataBunch(_Data):
         test = self.label_list.add_test(items, label, tfms).test
         self.lists.test = test
         self._kit = with_test(self.kit, test.x)
+
+    def save(self,
+        file: str | Path = "data_save.pkl", # in the folder, or a whole path
+    ):
+        "Save which files, labels and transforms these are, for `load_data`. Raises `ValueError`."
+        save_lists(self.lists, self.path/file)
+
+    def export(self,
+        file: str | Path = "export.pkl", # in the folder, or a whole path
+    ):
+        "Save classes and transforms, without images. `learn.export()` saves the model, too."
+        save_lists(self.lists, self.path/file, with_items=False)
 
     def norm(self,
         x: Tensor, # (...,c,h,w) pixels between 0 and 1
@@ -355,7 +371,7 @@ class DataBunch(_Data):
         return shown(show_batch(self.kit, n, _SPLITS[ds_type], seed=seed, ncols=rows,
                                 figsize=figsize))
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #d16aa644
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #ba713471
 class _Normalized(DataBunch):
     "Images that are normalized, for a network that wants them so."
     def batch_stats(self,
@@ -423,7 +439,7 @@ class _Normalized(DataBunch):
         if test is not None: lls.add_test_folder(test)
         return lls.databunch(bs=bs, val_bs=val_bs, num_workers=num_workers, **options)
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #dedf7270
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #68acf861
 class ImageDataBunch(_Normalized):
     "Labeled images in batches, made by one of the `from_...` factories or the data block API."
     @classmethod
@@ -543,8 +559,28 @@ class ImageDataBunch(_Normalized):
         lls = none.label_const(0, label_cls=CategoryList, classes=classes)
         return lls.transform(ds_tfms or tfms, size=size, **options).databunch()
 
+    @classmethod
+    def load_empty(cls,
+        path: str | Path, # the folder
+        fname: str | Path = "export.pkl", # in the folder
+    ) -> "ImageDataBunch":
+        "Classes and transforms from a file of `export`. Raises `ValueError`."
+        return load_data(path, fname)
+
 # The data block API ends here
 ImageList._bunch = ImageDataBunch
+
+def load_data(
+    path: str | Path, # the folder
+    file: str | Path = "data_save.pkl", # in the folder, or a whole path
+    bs: int = 64, # images in a batch
+    val_bs: int | None = None, # the same for validation; None: as `bs`
+    num_workers: int | None = None, # 0: images are opened in threads also next to a GPU
+    **options: Any, # of `ImageDataBunch.create`
+) -> ImageDataBunch: # not normalized
+    "Data from a file of `data.save`. Raises `ValueError` for files of fastai itself."
+    lists = load_lists(as_path(path)/file, as_path(path))
+    return lists.databunch(path, bs, val_bs, num_workers, **options)
 
 def empty_databunch(
     path: str | Path, # the folder where models are

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageItemList', 'get_files', 'is_hidden_below', 'in_folders', 'ItemList', 'ImageList']
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #ec977e26
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #90af1012
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -25,7 +25,7 @@ from .images import Image, open_image
 from .item_lists import column_positions, Items
 from ..hook import patched
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #72444a28
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #49a97bd8
 def get_files(
     path: str | Path, # the folder
     extensions: Any = None, # one or several, such as ".txt"; None: all files
@@ -63,7 +63,7 @@ def in_folders(
         return parts[0] not in exclude and (not include or parts[0] in include)
     return [file for file in files if counts(file)]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #a0e3fa96
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #3c1b8433
 class _Filtered(Items):
     "Items that can be made from a table, and filtered."
     @classmethod
@@ -127,7 +127,7 @@ class _Filtered(Items):
         if seed is not None: np.random.seed(seed)
         return self[np.random.permutation(len(self))[:int(sample_pct * len(self))]]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #8fcd444b
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #a9d0eeaf
 class ItemList(_Filtered):
     "Items that can be split, and labeled afterwards."
     def split_by_list(self,
@@ -190,8 +190,9 @@ class ItemList(_Filtered):
                                   if Path(item).is_relative_to(self.path/name)]
         sets = {str(name): inside(name) for name in (train, valid)}
         if empty := [name for name, found in sets.items() if not found]:
-            raise ValueError(f"no images in the folder(s) {', '.join(empty)} of {self.path.name!r}: "
-                             "name them with train= and valid=, or use split_by_rand_pct() "
+            listed = ", ".join(empty)
+            raise ValueError(f"no images in the folder(s) {listed} of {self.path.name!r}: name "
+                             "them with train= and valid=, or use split_by_rand_pct() "
                              "(valid_pct= of ImageDataBunch.from_folder)")
         return self.split_by_idxs(*sets.values())
 
@@ -233,7 +234,7 @@ class ItemList(_Filtered):
 
     label_from_folder = label_from_df = label_from_func = label_from_re = label_const = _too_early
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #5c611f34
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #cdd8137e
 class ImageList(ItemList):
     "Images that are opened when they are asked for."
     def __init__(self,
@@ -256,7 +257,7 @@ class ImageList(ItemList):
         opener = patched("open_image") or open_image
         return opener(fn, convert_mode=self.convert_mode, after_open=self.after_open)
 
-    def get(self, i):
+    def get(self, i) -> Image:
         image = self.open(super().get(i))
         self.sizes[i] = image.size
         return image

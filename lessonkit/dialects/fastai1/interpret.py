@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...data.loader import Loader
 from ..adapter import present
+from .databunch import DataBunch
 from .predicting import which_set
 from ..registry import warn_unknown
 from ...plot.figures import PLAIN_TEXT, show_images
@@ -28,6 +29,8 @@ from ...results.scores import confusion_matrix, most_confused
 # %% ../../../nbs/dialects/fastai1/18_interpret.ipynb #2ed790c0
 class Interpretation:
     "Predictions for a set, to be looked at."
+    data: DataBunch # of the learner
+
     def __init__(self,
         learn: Any, # the v1 learner
         preds: Tensor, # (n,n_out) probabilities

@@ -6,7 +6,7 @@
 __all__ = ['item_array', 'index_row', 'column_positions', 'Items', 'CategoryListBase', 'CategoryList', 'MultiCategoryList',
            'FloatList', 'EmptyLabelList', 'guess_label_cls', 'warn_of_unknown']
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #a97ab063
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #18d5146c
 import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
@@ -26,7 +26,7 @@ from .core import show_some, uniqueify
 from .labels import Category, EmptyLabel, FloatItem, MultiCategory
 from ..registry import warn_unknown
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #7d007194
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #2a338a8c
 def item_array(
     items: Iterable, # of anything
 ) -> np.ndarray:
@@ -57,7 +57,7 @@ def column_positions(
     if all(isinstance(name, Integral) and name not in df.columns for name in names): return names
     return [df.columns.get_loc(name) for name in names]
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #1ccbb336
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #018cc519
 class Items:
     "Items in an array; `get` makes of one what is shown."
     def __init__(self,
@@ -122,7 +122,7 @@ def _positions(idxs: Any) -> Any:
     idxs = np.asarray(idxs)
     return idxs if idxs.size else idxs.astype(int)
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #bf2cb84a
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #f3a23669
 class CategoryListBase(Items):
     "Labels that are classes."
     def __init__(self,
@@ -173,7 +173,7 @@ class CategoryList(CategoryListBase):
         if None not in self.items: self.items = self.items.astype(np.int64)
         return self
 
-    def get(self, i):
+    def get(self, i) -> Category:
         number = self.items[i]
         return None if number is None else Category(int(number), self.classes[number])
 
@@ -192,7 +192,7 @@ class CategoryList(CategoryListBase):
         "The number of the likeliest class."
         return pred.argmax()
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #8b1cf129
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #f053434a
 class MultiCategoryList(CategoryListBase):
     "Any number of classes for each item."
     kind = "multi"
@@ -219,7 +219,7 @@ class MultiCategoryList(CategoryListBase):
         self.items = item_array([c2i[name] for name in row if name in c2i] for row in self.items)
         return self
 
-    def get(self, i):
+    def get(self, i) -> MultiCategory:
         numbers = self.items[i]
         target = torch.zeros(self.c)
         target[numbers] = 1
@@ -244,7 +244,7 @@ class MultiCategoryList(CategoryListBase):
 def _split(text: str, delim: str) -> list[str]:
     return next(csv.reader(io.StringIO(str(text)), delimiter=delim), [])
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #4114e45d
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #ff474091
 class FloatList(Items):
     "A number for each item, or several: the model has squared error for its loss."
     kind = "number"
@@ -268,7 +268,7 @@ class FloatList(Items):
         "How many numbers each item has."
         return self.items.shape[1] if self.items.ndim > 1 else 1
 
-    def get(self, i):
+    def get(self, i) -> FloatItem:
         number = self.items[i]
         return FloatItem(np.log(number) if self.log else number)
 
@@ -284,13 +284,13 @@ class EmptyLabelList(Items):
     "No labels, as in a test set."
     kind, classes, c = None, (), 0
 
-    def get(self, i): return EmptyLabel()
+    def get(self, i) -> EmptyLabel: return EmptyLabel()
 
     def reconstruct(self, t, x=None) -> EmptyLabel:
         "No label."
         return EmptyLabel()
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #b7df2aac
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #bf0a9512
 def guess_label_cls(
     labels: Sequence, # one for each item
     label_delim: str | None = None, # what stands between names

@@ -6,10 +6,11 @@
 __all__ = ['opens_itself', 'are_files', 'pixels_to_save', 'item_files', 'Opener', 'Plan', 'plan_of', 'no_stats', 'count_channels',
            'sampled', 'build_kit', 'task_of', 'empty_kit', 'with_batch_size', 'with_test']
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #406bd983
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #b3f68fcc
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -24,18 +25,18 @@ from ...core.task import Task
 from ...data.augment import Augment
 from ...data.corrections import replace_items
 from ...data.folders import find_ids
-from ...data.image_data import ImageData, loader_settings, Stats
+from ...data.image_data import ImageData, loader_settings, resolve_presize, Stats
 from ...data.loader import Loader
 from .data_block import LabelList, LabelLists
 from .image_lists import ImageList
 from lessonkit.dialects.fastai1.images import (
     Image, image2np, mode_channels, PixelChanges, square_size, to_pillow,
 )
-from .transforms import describe_rest, split_tfms
+from .transforms import fixed_tfms, split_tfms
 from ..hook import patched
 from ..registry import sample_of, tell
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #44b3eab0
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #8bcae2b0
 def opens_itself(
     x: ImageList, # images
 ) -> bool:
@@ -77,7 +78,7 @@ def _stored(image: Any, folder: Path) -> Path:
     if not file.exists(): write_atomic(file, _encoded(pixels, is_image))
     return file
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #8610c08f
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #c9d1cc55
 def _encoded(pixels: np.ndarray, is_image: bool) -> bytes:
     "The content of a .png or .npy file."
     file = BytesIO()
@@ -103,12 +104,12 @@ class Opener:
         x, i = self.places.get(path, (None, None))
         return pixels_to_save(self.usual.open(path) if x is None else x.get(i))
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #33095dc4
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #14eb36d6
 @dataclass
 class Plan:
     "What is done to images, in the kit's words."
     size: int # pixels of a side that the model sees
-    presize: int | None # pixels of the squeezed image; None: the kit's default
+    presize: int # pixels of the squeezed image
     fit: str # "crop", "pad" or "squish"
     augment: Augment | None # how training images vary; None: not at all
     train_tfms: list[PixelChanges] # functions of opened training images
@@ -122,28 +123,40 @@ def plan_of(
     args = train.tfmargs
     asked, fit = square_size(args.get("size"), args.get("resize_method"), args.get("mult"))
     if args.get("padding_mode") not in (None, "reflection"):
-        tell(f"padding_mode={args['padding_mode']!r}: what lies beyond the border is mirrored here.")
+        mode = args["padding_mode"]
+        tell(f"padding_mode={mode!r}: what lies beyond the border is mirrored here.")
     augment, rest = split_tfms(train.tfms)
     varied, valid_rest = split_tfms(valid.tfms)
     if varied is not None:
         tell("Validation images aren't varied here, so that their scores can be compared.")
-    valid_rest = describe_rest(valid_rest)
+    valid_rest = fixed_tfms(valid_rest)
     size = asked or _own_size(train.x, rest)
     changes = [[PixelChanges(tfms, asked)] if tfms else [] for tfms in (rest, valid_rest)]
-    return Plan(size, None if asked else size, fit, augment, *changes)
+    presize = _own_presize(train.x, size) if asked else size
+    return Plan(size, presize, fit, augment, *changes)
+
+def _first_size(x: ImageList) -> tuple[int, int] | None: # height, width; None: it is unknown
+    "The size of the first image that can be read."
+    for i in range(min(3, len(x))):
+        with suppress(OSError, ValueError): return tuple(x.get(i).size)
+    return None
+
+def _own_presize(x: ImageList, size: int) -> int:
+    "The size to squeeze images to: the kit's default, or less if they are smaller themselves."
+    usual, own = resolve_presize(size, None), _first_size(x)
+    return usual if own is None else max(size, min(usual, max(own)))
 
 def _own_size(x: ImageList, tfms: list) -> int:
     "The size that transforms crop to, or else that of the first image."
     for t in tfms:
         if t.__name__ == "crop": return square_size(t.kwargs["size"])[0]
-    if not len(x): return 224
-    h, w = x.get(0).size
+    h, w = _first_size(x) or (224, 224)
     side = square_size((h, w))[0] if h == w else square_size(round(math.sqrt(h * w)))[0]
     if h != w: tell(f"No size was given, and the first image has {w} by {h} pixels: all become "
                     f"squares of {side} pixels.")
     return side
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #d6573bd5
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #b1e888bc
 def no_stats(
     channels: int, # of the images
 ) -> Stats:
@@ -172,7 +185,7 @@ def sampled(
     found.test = lists.test
     return found
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #a337e264
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #24e34cac
 def build_kit(
     lists: LabelLists, # labeled images with their transforms
     path: Path, # the folder
@@ -227,7 +240,7 @@ def _keep(ds: LabelList, files: list[Path], there: Sequence[Path]):
     idxs = [at[file] for file in there]
     ds.x, ds.y = ds.x[idxs], ds.y[idxs]
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #3c62af4f
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #45b2221d
 def task_of(
     ds: LabelList, # labeled images
 ) -> Task:
@@ -250,7 +263,8 @@ def empty_kit(
     "Data without images, for a model that only predicts."
     common = loader_settings(size, presize, bs, None, workers, channels, fit, None, None,
                              item_tfms, open_with)
-    none = torch.zeros(0, dtype=torch.int64) if task.kind == "single" else torch.zeros(0, task.n_out)
+    if task.kind == "single": none = torch.zeros(0, dtype=torch.int64)
+    else: none = torch.zeros(0, task.n_out)
     loader = Loader((), none, **common)
     return ImageData(train=Loader((), none, shuffle=True, **common), train_eval=loader,
                      valid=loader, test=None, task=task, path=path, stats=no_stats(channels))

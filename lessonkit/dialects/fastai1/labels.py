@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['ItemBase', 'EmptyLabel', 'Category', 'MultiCategory', 'FloatItem']
 
-# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #36bc7889
+# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #c25c7b4a
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..registry import not_supported
 
-# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #d51d482c
+# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #c47a6872
 class ItemBase:
     "Something with numbers for the model (`data`) and a form for people (`obj`)."
     def __init__(self,
@@ -47,7 +46,7 @@ class ItemBase:
                       "moved points, boxes and masks together with their image",
                       "Lessonkit classifies whole images: leave tfm_y out.")
 
-# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #0e2440d2
+# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #344d0c80
 class EmptyLabel(ItemBase):
     "Stands where there is no label, as in a test set."
     def __init__(self): self.obj, self.data = "", 0

@@ -21,6 +21,7 @@ from lessonkit.dialects.adapter import (
 )
 from .callbacks import MixUpCallback
 from .core import defaults
+from .databunch import DataBunch, DeviceDataLoader
 from .interpret import ClassificationInterpretation
 from .layers import bn_drop_lin, flatten_model, init_default
 from .losses import BCEWithLogitsFlat, CrossEntropyFlat, MSELossFlat
@@ -54,6 +55,7 @@ def v1_optimizer(
 class _Settings(LearnerAdapter):
     "What a v1 learner is made of."
     outputs = "logits"
+    recorder: Recorder # of the last run
 
     def __init__(self,
         data: Any, # v1's data
@@ -87,6 +89,14 @@ class _Settings(LearnerAdapter):
     def _options(self) -> dict:
         "Options of the kit's learner, whatever the network."
         return dict(optimizer=v1_optimizer(self.opt_func, self.true_wd), device=str(defaults.device))
+
+    @property
+    def data(self) -> DataBunch:
+        "v1's data. Assign other data of the same classes to go on with them."
+        return self._data
+
+    @data.setter
+    def data(self, value: DataBunch): self._data = value
 
     @property
     def loss_func(self) -> Any:
@@ -227,9 +237,8 @@ class _Training(_Settings):
         wd: float | None = None, # weight decay; None: the learner's
     ):
         "Train with growing rates, and put everything back; `recorder.plot()` draws the curve."
-        with self.fitting(FitPlan(wd=wd)):
-            found = self.kit.lr_find(self.rates(start_lr), end_lr, num_it, stop_div=stop_div,
-                                     show_plot=False)
+        found = self.find_rates(self.rates(start_lr), end_lr, num_it, stop_div=stop_div,
+                                plan=FitPlan(wd=wd))
         self.recorder.found = found
         note = f" ({found.note})" if found.note else ""
         print(f"LR finder: {len(found.rates)} steps{note}; learn.recorder.plot() draws the curve")
@@ -347,7 +356,7 @@ class _Predicting(_Training):
 
     def dl(self,
         ds_type: Any = None, # a `DatasetType`; None: Valid
-    ) -> Any:
+    ) -> DeviceDataLoader:
         "The data's own loader of a set."
         loaders = dict(train="train_dl", valid="valid_dl", test="test_dl")
         name = getattr(ds_type, "name", "Valid")
@@ -408,6 +417,7 @@ class Learner(_Predicting):
 
         Raises `NotSupported` for networks of your own, whose code can't be exported.
         """
+        kit = self.kit
         if self.whole:
             not_supported("learn.export of your own network",
                           "pickled the network's code together with its weights",
@@ -417,7 +427,7 @@ class Learner(_Predicting):
         if path.name != Path(file).name:
             tell(f"{Path(file).name!r} becomes {path.name!r}: a file of weights and settings instead "
                  "of a pickle. load_learner finds it under both names.")
-        self.kit.export(path)
+        kit.export(path)
 
     def purge(self,
         clear_opt: bool = True, # has no effect

@@ -178,9 +178,10 @@ class TrackerCallback(Callback):
 
     @property
     def mode(self) -> str:
-        '"min", "max" or "auto".'
-        if self.comp is None: return "auto"
-        return "min" if self.comp(0, 1) else "max"
+        'Are low values of the column better, "min", or high ones, "max"?'
+        if self.comp is None: lower = "loss" in self.monitor or "error" in self.monitor
+        else: lower = self.comp(0, 1)
+        return "min" if lower else "max"
 
     def add_to(self,
         plan: FitPlan, # of the fit; changed in place

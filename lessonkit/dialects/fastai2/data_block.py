@@ -6,7 +6,7 @@
 __all__ = ['TransformBlock', 'ImageBlock', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'make_block', 'fresh',
            'DataBlock', 'ImageDataLoaders']
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #acda4829
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #37458ce0
 import os
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -33,7 +33,7 @@ from .loaders import DataLoaders
 from .transforms import Resize
 from ..registry import warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #a613dcaf
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #4e724211
 @dataclass(frozen=True)
 class TransformBlock:
     "What is done with one part of an item: the image or the label."
@@ -72,7 +72,7 @@ def RegressionBlock(
     "Numbers to predict."
     return TransformBlock(RegressionSetup(n_out))
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #43efb5f4
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #516e10ea
 def make_block(
     block: Any, # a block, or a function that makes one
 ) -> TransformBlock:
@@ -88,7 +88,7 @@ def fresh(
     if isinstance(f, type): f = f()
     return copy(f) if isinstance(f, (Encoder, OneHotEncode)) else f
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #f73d213b
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #a46cc618
 class _Template:
     "What is seen, what is predicted, and where both come from."
     def __init__(self,
@@ -163,7 +163,7 @@ class _Template:
     def __repr__(self):
         return f"DataBlock: {', '.join(str(block.type_tfms) for block in self.blocks)}"
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #918909f2
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #425a072a
 def _zipped(columns: Sequence) -> L:
     return L([*zip(*columns)])
 
@@ -226,7 +226,7 @@ class _Made(_Template):
         return kind.from_dsets(self.datasets(source), item_tfms=item_tfms, batch_tfms=batch_tfms,
                                **options)
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #56b358f1
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #2111ec83
 class DataBlock(_Made):
     "A template: what is seen, what is predicted, and where both come from."
     def summary(self,
@@ -267,6 +267,7 @@ class DataBlock(_Made):
             value = item_at(dsets.items, i)
             yield f"One item: {name}"
             for f in tl.tfms:
+                if f is noop: continue
                 yield f"  {function_name(f)} of {_shortened(value)}"
                 value = f(value)
             yield f"    makes {_shortened(value)}"
@@ -280,7 +281,7 @@ def _shortened(value: Any) -> str:
     text = repr(value).replace("\n", " ")
     return text if len(text) < 80 else f"{text[:77]}..."
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #73fd8fb6
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #19f64485
 def _image_block(blocks: Sequence, img_cls: type, options: dict, **more: Any) -> DataBlock:
     "A block with the transforms among the options, which are taken out."
     size, item_tfms = options.pop("size", None), options.pop("item_tfms", None)
@@ -366,7 +367,7 @@ class _FromFiles(DataLoaders):
         "The label is the first group of `pat` in the file's name (in v1: in the path)."
         return cls.from_name_func(path, fnames, RegexLabeller(pat), **options)
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #08eb43df
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #0502e9fc
 def _is_list(value: Any) -> bool: return isinstance(value, (list, tuple, np.ndarray))
 
 def _label_block(labels: Sequence) -> Callable:

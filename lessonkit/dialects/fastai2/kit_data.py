@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['common_size', 'fill_size', 'limit_splits', 'Opening', 'find_opening', 'KitMaker', 'batch_stats']
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #45c835b6
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #f78cae24
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from .lists import as_items, CategoryMap
 from .transforms import functions_for, plan_transforms, TransformPlan
 from ..registry import cap_size, not_supported, sample_of, settings, tell
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #4035a83b
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #d9372d39
 def common_size(
     files: Sequence[Path], # of images
     most: int = 1000, # how many to look at, evenly spaced
@@ -59,7 +59,7 @@ def fill_size(
              f"{plan.size} pixels, squeezed.")
     plan.fit = "squish"
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #6d0faff0
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #ee7ddd4b
 def limit_splits(
     dsets: Datasets, # whose splits are limited
 ) -> list[list[int]]: # positions of training and of validation items
@@ -78,7 +78,7 @@ def limit_splits(
 def _hashable(label: Any) -> Any:
     return [*as_items(label)] if isinstance(label, (list, tuple, set, np.ndarray)) else label
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #0174a68c
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #384a7793
 @dataclass(frozen=True)
 class Opening:
     "How an item becomes an image."
@@ -107,11 +107,12 @@ def find_opening(
             was_path, value = isinstance(value, (str, os.PathLike)), f(value)
             if not was_path or isinstance(value, (str, os.PathLike)): continue
         own = f if cls not in (PILImage, PILImageBW) else None
-        return Opening(fs[:i], own, cls or PILImage, fs[i + 1:])
+        later = tuple(f for f in fs[i + 1:] if not opener_class(f))
+        return Opening(fs[:i], own, cls or inputs.opener or PILImage, later)
     raise ValueError("nothing opens the images: begin blocks with ImageBlock, or the functions of "
                      f"the image with PILImage.create; there are {inputs.tfms}")
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #e90fccf5
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #ac7e81bd
 class KitMaker:
     "Makes the kit's data of old data sets, transforms and settings."
     def __init__(self,
@@ -199,7 +200,7 @@ class KitMaker:
         return ImageData(train=train, train_eval=loader(splits[0]), valid=loader(splits[1]),
                          test=None, task=task, path=self.path, stats=stats)
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #d2ed672b
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2a715300
 def _left(splits: list[list[int]], files: dict[int, Path], data: ImageData) -> list[list[int]]:
     "The positions whose files can be read."
     return [[i for i in part if files[i] not in data.unreadable] for part in splits]

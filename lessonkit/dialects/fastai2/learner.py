@@ -123,7 +123,7 @@ class _Made(LearnerAdapter, PredictsViews):
         self.cbs, self.clip, self.n_epoch = L(cbs), None, 1
         self.recorder = Recorder(self)
         if loss_func is None: self.loss_func = usual_loss(dls.kit.task.kind)
-        self.kit  # made now, so that an error comes up where the learner is made
+        self.kit.show = True  # made now, so that an error comes up where the learner is made
 
     def _create(self, data: ImageData) -> Any: # the kit's `Learner`
         groups = None if self.splitter is None else self.splitter(self._net)
@@ -138,7 +138,8 @@ class _Made(LearnerAdapter, PredictsViews):
 
     def settings(self) -> dict:
         "Settings of the kit's learner."
-        return dict(optimizer=optimizer_for(self.opt_func, self.lr, self.wd_bn_bias))
+        make = optimizer_for(self.opt_func, self.lr, self.wd_bn_bias)
+        return dict(optimizer=make, show=False)  # v2 said nothing when a learner was made
 
     def _sync(self):
         super()._sync()

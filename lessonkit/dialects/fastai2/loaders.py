@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACCEPTED', 'grid_counts', 'TfmdDL', 'DataLoaders', 'DataLoader']
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #573fc6b7
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #cee6a2fa
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -36,7 +36,7 @@ from ..registry import not_supported, tell, warn_unknown
 from ...plot.batches import label_lines, show_batch
 from ...plot.figures import show_images
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #12ae5798
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #35178441
 def grid_counts(
     max_n: int = 9, # at most so many images
     nrows: int | None = None, # of the grid
@@ -126,7 +126,7 @@ class _Loads:
         self.dls.to(device)
         return self
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #45171abb
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #aeeb597d
 class _Batches(_Loads):
     "Batches as tuples of tensors."
     def __iter__(self):
@@ -139,7 +139,7 @@ class _Batches(_Loads):
         return torch.tensor([int(i) for i in islice(iter(self.get_idxs()), n)])
 
     def one_batch(self) -> tuple: # TensorImage (n,c,h,w); and the labels, if they are known
-        "A batch, a new one each time in training. Normalized if `Normalize` is among the transforms."
+        "A batch, a new one each time in training; normalized if the transforms say so."
         index = self._positions(self.bs)
         pixels, aspects = zip(*(self.loader.item(i) for i in index.tolist()))
         x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
@@ -184,7 +184,7 @@ class _Batches(_Loads):
         return self.dls.kit.task.decode(plain.reshape(1) if self.dls.kit.kind == "number"
                                         and plain.ndim == 0 else plain)
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #05047e74
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #e441f433
 class TfmdDL(_Batches):
     "A loader of images and labels."
     def show_batch(self,
@@ -235,7 +235,7 @@ class TfmdDL(_Batches):
     def __repr__(self):
         return f"TfmdDL ({self.split}): {self.n} images in {len(self)} batches"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #7e413034
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #0dab2cf8
 class _Made:
     "Loaders of images and labels, and the kit's data behind them."
     def __init__(self,
@@ -303,7 +303,7 @@ def _joined(train: Datasets, valid: Datasets) -> Datasets:
     joined.splits = L(L.range(n), L.range(n, len(items)))
     return joined
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #fd71f7f4
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #7c0e445c
 class _Loaders(_Made):
     "The loaders one by one, and what they have in common."
     @property
@@ -379,7 +379,7 @@ class _Loaders(_Made):
         "What is done to batches, to be shown."
         return self.train.after_batch
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #f8c942dd
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #22efbe8d
 class DataLoaders(_Loaders):
     "Loaders of training and validation images."
     @property
@@ -467,7 +467,7 @@ class DataLoaders(_Loaders):
     def __repr__(self):
         return f"{type(self).__name__} of {self.kit!r}" if self.maker else "DataLoaders"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #54e257f1
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c1b61f7d
 class DataLoader(torch.utils.data.DataLoader):
     "PyTorch's loader, with `bs` as another name for the size of a batch."
     def __init__(self,

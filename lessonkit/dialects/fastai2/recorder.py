@@ -95,9 +95,9 @@ class Recorder(_Recorded):
         log: bool = False, # logarithmic axes?
         show_epochs: bool = False, # mark the end of each epoch?
         ax: Any = None, # matplotlib axes; None: pyplot's current ones
-    ) -> Any: # matplotlib axes
+    ) -> Any: # the axes, if they were given
         "The smoothed training loss by step, and the validation loss at the end of each epoch."
-        record, ax = self.record, current_axes(ax)
+        record, given, ax = self.record, ax, current_axes(ax)
         plot_loss(History([record]), ax=ax)
         if not with_valid:
             ax.lines[-1].remove()
@@ -106,7 +106,7 @@ class Recorder(_Recorded):
         if log: ax.set(xscale="log", yscale="log")
         for end in record.ends if show_epochs else (): ax.axvline(end, color="grey", ls=":")
         ax.set_title("learning curve")
-        return ax
+        return given
 
     def plot_sched(self,
         keys: Any = None, # "lr", "mom" or a list of them; None: both

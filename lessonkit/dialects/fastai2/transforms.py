@@ -7,11 +7,11 @@ __all__ = ['imagenet_stats', 'cifar_stats', 'mnist_stats', 'TransformPlan', 'squ
            'DisplayedTransform', 'RandTransform', 'ItemFunction', 'functions_for', 'ResizeMethod', 'PadMode',
            'pad_to_square', 'PadToSquare', 'Resize', 'RandomResizedCrop', 'RandomResizedCropGPU', 'CropPad',
            'RandomCrop', 'BatchTransform', 'drawn', 'Flip', 'Dihedral', 'FlipItem', 'DihedralItem', 'Rotate', 'Zoom',
-           'Warp', 'AffineCoordTfm', 'Brightness', 'Contrast', 'Saturation', 'RandomErasing', 'ToTensor',
+           'Warp', 'AffineCoordTfm', 'Brightness', 'Contrast', 'Saturation', 'Hue', 'RandomErasing', 'ToTensor',
            'IntToFloatTensor', 'Normalize', 'standardize', 'destandardize', 'setup_aug_tfms', 'aug_transforms',
            'plan_transforms']
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #74e34416
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #a16762ff
 import inspect
 import math
 import random
@@ -35,14 +35,14 @@ from lessonkit.dialects.fastai2.images import (
 from .lists import as_items, L
 from ..registry import cap_size, not_supported, tell, warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #b7bcf61b
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7e8bf921
 @dataclass
 class TransformPlan:
     "What item transforms and batch transforms mean for the kit."
     size: int | None = None # side in pixels of what the model sees; None: not said
     presize: int | None = None # side that images are squeezed to before; None: the kit's own choice
     fit: str | None = None # "crop", "squish" or "pad"; None: not said
-    variation: dict = field(default_factory=dict) # fields of `Augment` that differ from no variation
+    variation: dict = field(default_factory=dict) # fields of `Augment` that aren't zero
     p_affine: set = field(default_factory=set) # how often turns, zooms and tilts are applied
     p_lighting: set = field(default_factory=set) # how often light changes
     stats: Stats | str | None = None # of `Normalize`; "batch": of the first batch
@@ -70,7 +70,7 @@ class TransformPlan:
         if presize is None and self.size is not None: presize = max(self.size, side)
         self.size, self.presize = side, presize
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7f469f74
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #0be3a0b3
 def square_side(
     size: int | Sequence[int], # pixels, or (height, width)
 ) -> int:
@@ -81,7 +81,7 @@ def square_side(
                   f"Images are squares here: give one number, such as {max(sides)}, and "
                   "method='squish' to keep all of each image.")
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #5d097d18
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #5f2ae0c1
 def _fits(function: Callable, x: Any) -> bool:
     "Is `x` of the type that a function's first parameter is annotated with, if it is?"
     parameters = list(inspect.signature(function).parameters.values())
@@ -124,7 +124,7 @@ class Transform:
 class ItemTransform(Transform): "A transform of a whole item."
 class DisplayedTransform(Transform): "A transform that showed its settings."
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #c33cb611
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #6f750dd7
 class RandTransform(DisplayedTransform):
     "The base of random transforms of your own: of training images only, unless you say otherwise."
     split_idx = 0
@@ -147,7 +147,7 @@ class RandTransform(DisplayedTransform):
         self.before_call(b, split_idx)
         return super().__call__(b) if self.do else b
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #846b4998
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #091b336f
 @dataclass(frozen=True)
 class ItemFunction:
     "A function of an image, for the kit's `item_tfms`."
@@ -173,7 +173,7 @@ def functions_for(
         if only in (None, split_idx): found.append(replace(item, split_idx=split_idx, cls=cls))
     return found
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #22755b7a
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #e10883e0
 class ResizeMethod:
     "How an image becomes a square."
     Squish, Crop, Pad = "squish", "crop", "pad"
@@ -202,7 +202,7 @@ class PadToSquare:
 
     def __call__(self, img): return pad_to_square(img, self.pad_mode)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #f9bb97bd
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #58d02bc0
 @dataclass
 class Resize(Transform):
     "Images become squares: a crop (a random one in training), squeezed, or padded."
@@ -233,7 +233,7 @@ class Resize(Transform):
         if isinstance(x, PILBase): changed.__class__ = type(x)
         return changed
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #b322a225
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #ecfe07a1
 @dataclass
 class RandomResizedCrop(Transform):
     "A square of random size at a random place; of validation images the largest in the middle."
@@ -274,7 +274,7 @@ class RandomResizedCropGPU(RandomResizedCrop):
         plan.set_size(self.size)
         plan.variation |= dict(random_crop=True, min_scale=self.min_scale)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7c4d50de
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #959588fe
 @dataclass
 class CropPad(Transform):
     "The middle of an image in its own pixels, with a border if it is smaller."
@@ -322,7 +322,7 @@ class RandomCrop(CropPad):
         centered = getattr(self, "is_centered", False)
         return room // 2 if centered else random.randint(0, max(0, room))
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #17eaf348
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #be39f29c
 class BatchTransform(Transform):
     "A transform of a batch."
     size = None
@@ -339,8 +339,9 @@ class BatchTransform(Transform):
     def refuse_draw(self, *draws: Any):
         "Raise `NotSupported` if something fixed is to be applied to every image."
         if all(draw is None for draw in draws): return
-        not_supported(f"{type(self).__name__}(draw=...) for training", "changed every image in the "
-                      "same way", "Give the largest change, or a function of your own in item_tfms.")
+        not_supported(f"{type(self).__name__}(draw=...) for training",
+                      "changed every image in the same way",
+                      "Give the largest change, or a function of your own in item_tfms.")
 
 def drawn(
     fixed: float | Sequence[float] | None, # the value, or one for each image; None: a random one
@@ -355,7 +356,7 @@ def drawn(
     else: values = as_column(fixed).expand(n) if np.ndim(fixed) == 0 else as_column(fixed)
     return torch.where(torch.rand(n) < p, values, torch.full((), neutral, dtype=torch.float64))
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #8f8852f2
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #8566eb86
 @dataclass
 class Flip(BatchTransform):
     "Mirror images, left to right."
@@ -393,7 +394,7 @@ class Dihedral(Flip):
 class FlipItem(Flip): "The same on images one by one."
 class DihedralItem(Dihedral): "The same on images one by one."
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #4b57b267
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #36f764ce
 @dataclass
 class Rotate(BatchTransform):
     "Turn images."
@@ -418,7 +419,7 @@ class Rotate(BatchTransform):
         plan.variation["max_rotate"] = float(self.max_deg)
         plan.p_affine.add(self.p)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #58aaaa38
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #0c5df1a9
 @dataclass
 class Zoom(BatchTransform):
     "Magnify a part of the image."
@@ -447,11 +448,12 @@ class Zoom(BatchTransform):
         self.refuse_draw(self.draw, self.draw_x, self.draw_y)
         plan.set_size(self.size)
         if self.min_zoom != 1:
-            tell(f"min_zoom={self.min_zoom:g}: here images are magnified by 1 to {self.max_zoom:g}.")
+            tell(f"min_zoom={self.min_zoom:g}: here images are magnified by 1 to "
+                 f"{self.max_zoom:g}.")
         plan.variation["max_zoom"] = max(1., float(self.max_zoom))
         plan.p_affine.add(self.p)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #88a8ad14
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #c9375e17
 @dataclass
 class Warp(BatchTransform):
     "Tilt images, as if seen from the side."
@@ -479,7 +481,7 @@ class Warp(BatchTransform):
         plan.variation["max_warp"] = float(self.magnitude)
         plan.p_affine.add(self.p)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #307d888f
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #9356b527
 class AffineCoordTfm(BatchTransform):
     "Several moves in one interpolation; or only another size."
     def __init__(self,
@@ -506,7 +508,7 @@ class AffineCoordTfm(BatchTransform):
 
     def __repr__(self): return " and ".join(map(repr, self.parts)) or f"AffineCoordTfm({self.size})"
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #3d442725
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #b7c60efb
 @dataclass
 class Brightness(BatchTransform):
     "Make images lighter or darker. In training, brightness and contrast vary together."
@@ -543,7 +545,7 @@ def _logit(x: Tensor) -> Tensor: return x.as_subclass(Tensor).clamp(1e-3, 1 - 1e
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.device, x.dtype)[:, None, None, None]
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #699577a0
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #d9892601
 class Saturation(RandTransform):
     "Make colors stronger or paler."
     of_images = True  # also where batch transforms are listed
@@ -561,6 +563,25 @@ class Saturation(RandTransform):
         most = -math.log(1 - self.max_lighting)
         factor = math.exp(random.uniform(-most, most)) if self.draw is None else self.draw
         return ImageEnhance.Color(x).enhance(factor)
+
+class Hue(RandTransform):
+    "Shift colors around the color wheel."
+    of_images = True  # also where batch transforms are listed
+
+    def __init__(self,
+        max_hue: float = .1, # largest shift, as a share of the wheel
+        p: float = .75, # how often, 0 to 1
+        draw: float | None = None, # the shift; None: at random
+        batch: bool = False, # accepted; images vary one by one
+    ):
+        super().__init__(p=p)
+        self.max_hue, self.draw = max_hue, draw
+
+    def encodes(self, x: Image.Image):
+        shift = random.uniform(-self.max_hue, self.max_hue) if self.draw is None else self.draw
+        hue, *others = x.convert("HSV").split()
+        turned = hue.point(lambda v: (v + round(shift * 256)) % 256)
+        return Image.merge("HSV", (turned, *others)).convert("RGB")
 
 class RandomErasing(RandTransform):
     "Replace rectangles by noise (Zhong et al. 2017)."
@@ -594,7 +615,7 @@ class RandomErasing(RandTransform):
         top, left = random.randint(0, h - high), random.randint(0, w - wide)
         return top, top + high, left, left + wide
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #1631cbc2
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7088f4f3
 imagenet_stats = [.485, .456, .406], [.229, .224, .225]
 cifar_stats = [.491, .482, .447], [.247, .243, .261]
 mnist_stats = [.131], [.308]
@@ -622,7 +643,7 @@ class IntToFloatTensor(ToTensor):
         is_bytes = isinstance(x, Tensor) and x.dtype == torch.uint8
         return x.float().div_(self.div) if is_bytes else x
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #8a85856d
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #d2e0915e
 class Normalize(Transform):
     "Standardize each channel. Without numbers, those of the first batch are used."
     def __init__(self,
@@ -676,7 +697,7 @@ def destandardize(
     "Undo `standardize`."
     return x * _as_channels(stats.std, x) + _as_channels(stats.mean, x)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #ffbef501
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #4bdfbde0
 def setup_aug_tfms(
     tfms: Sequence, # batch transforms
 ) -> list:
@@ -717,7 +738,7 @@ def aug_transforms(
     if min_scale != 1: found.append(RandomResizedCropGPU(size, min_scale=min_scale))
     return setup_aug_tfms(found + as_items(xtra_tfms))
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #b102b7a3
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7ba0552a
 def plan_transforms(
     item_tfms: Any = None, # one transform or function of an image, or several
     batch_tfms: Any = None, # one transform of batches, or several

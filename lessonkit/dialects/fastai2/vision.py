@@ -11,6 +11,7 @@ __all__ = ['HEAD_SETTINGS', 'create_cnn_model', 'cnn_learner', 'xresnet18', 'xre
 # %% ../../../nbs/dialects/fastai2/18_vision.ipynb #6e65918b
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn, Tensor
 from ...data.image_data import ImageData
 from ..adapter import as_layers, body_and_head, no_stats
 from .learner import Learner
+from .optimizers import Adam
 from ..registry import not_supported, resolve_arch, warn_unknown
 from ...model.create import count_features, create_model
 from ...train.checkpoints import stats_of
@@ -191,7 +193,6 @@ class VisionLearner(Learner):
         normalize: bool, # give the data the statistics of the weights?
         head: dict, # settings that differ from the usual: of `head_layers`, `concat_pool`
         custom_head: nn.Module | None, # takes the body's map (n,nf,h,w)
-        n_in: int, # channels of the images
         weights: Any = None, # torchvision's entry, or a file; None: by `pretrained`
         **options: Any, # of `Learner`
     ):
@@ -262,26 +263,47 @@ def vision_learner(
     n_out: int | None = None, # numbers to predict; None: as many as the data has
     pretrained: bool = True, # with weights? They are looked for, and downloaded
     weights: Any = None, # torchvision's entry, or a file; None: by `pretrained`
+    loss_func: Callable | None = None, # of outputs and targets; None: the data's
+    opt_func: Callable = Adam, # makes the optimizer
+    lr: float = 1e-3, # learning rate, where a fit is given none
+    splitter: Callable | None = None, # lists of parameters of the model; None: the usual three
+    cbs: Any = None, # callbacks, for each fit
+    metrics: Any = None, # functions of outputs and targets
+    path: str | Path | None = None, # where files are written; None: the data's
+    model_dir: str | Path = "models", # in `path`, where weights are saved
+    wd: float | None = None, # weight decay; None: the optimizer's
+    wd_bn_bias: bool = False, # weight decay of biases and normalization layers, too?
+    train_bn: bool = True, # do normalization layers of frozen layers learn?
+    moms: Sequence[float] = (.95, .85, .95), # momentum of `fit_one_cycle`
     cut: int | Callable | None = None, # must be None
     init: Callable | None = None, # accepted and ignored: new layers are kaiming-normal
     custom_head: nn.Module | None = None, # takes the body's map (n,nf,h,w)
+    concat_pool: bool = True, # maximum and average, or only the average?
+    lin_ftrs: Sequence[int] | None = None, # widths of the hidden layers; None: [512]
+    ps: float | Sequence[float] = .5, # dropout before the last layer, half of it before others
+    first_bn: bool = True, # normalize the pooled features?
+    bn_final: bool = False, # normalize the outputs?
+    lin_first: bool = False, # linear layers before normalization and dropout?
+    y_range: Sequence[float] | None = None, # limits of the outputs
+    n_in: int | None = None, # accepted and ignored: channels are those of the images
     config: dict | None = None, # settings of the head, from `cnn_config`
-    n_in: int | None = None, # channels; None: those of the images
-    **options: Any, # of `Learner`; and of the head: lin_ftrs, ps, concat_pool, y_range, ...
+    **options: Any, # unknown ones are named in a warning
 ) -> Learner:
     "A learner with a pretrained body, frozen, and a new head."
-    options |= config or {}
-    head = {k: options.pop(k) for k in ("concat_pool", *HEAD_SETTINGS) if k in options}
-    head = {k: v for k, v in head.items() if v != _USUAL_HEAD[k]}
     if cut is not None:
         not_supported("cnn_learner(cut=...)", "cut a network at another place",
                       "Use Learner(dls, create_cnn_model(arch, dls.c, cut=...)).")
-    n_in, c = n_in or dls.kit.channels, dls.kit.c
+    c, task = dls.kit.c, dls.kit.task
     if n_out is not None and n_out != c:
-        raise ValueError(f"n_out={n_out}, and the data has {c} ({dls.kit.task}): leave n_out out")
-    if "pool" in options: warn_unknown("vision_learner", [k for k in ("pool",) if not options.pop(k)])
-    return VisionLearner(dls, arch, pretrained, normalize, head, custom_head, n_in, weights,
-                         **options)
+        raise ValueError(f"n_out={n_out}, and the data has {c} ({task}): leave n_out out")
+    head = dict(concat_pool=concat_pool, lin_ftrs=lin_ftrs, ps=ps, first_bn=first_bn,
+                bn_final=bn_final, lin_first=lin_first, y_range=y_range) | (config or {})
+    head = {k: v for k, v in head.items() if k not in _USUAL_HEAD or v != _USUAL_HEAD[k]}
+    warn_unknown("vision_learner", options, ("metrics", "loss_func", "pretrained", "opt_func"))
+    return VisionLearner(
+        dls, arch, pretrained, normalize, head, custom_head, weights, loss_func=loss_func,
+        opt_func=opt_func, lr=lr, splitter=splitter, cbs=cbs, metrics=metrics, path=path,
+        model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms)
 
 _USUAL_HEAD = dict(lin_ftrs=None, ps=.5, concat_pool=True, first_bn=True, bn_final=False,
                    lin_first=False, y_range=None)
