@@ -223,8 +223,8 @@ def dog_breeds(folder):
     labels, submission = ["id,breed"], ["id," + ",".join(DOGS[:4])]
     for k in range(64):
         name = code_of(f"dog {k}")
-        save(animal(k % 4, k), folder / "train" / f"{name}.jpg")
-        labels.append(f"{name},{DOGS[k % 4]}")
+        save(animal(k // 16, k), folder / "train" / f"{name}.jpg")
+        labels.append(f"{name},{DOGS[k // 16]}")
     for k in range(8):
         name = code_of(f"test {k}")
         save(animal(k, k), folder / "test" / f"{name}.jpg")

@@ -1,4 +1,4 @@
-"""v1's learner over its own data: defaults, callbacks, forms of predictions, and what is assigned."""
+"""v1's learner over its own data: defaults, callbacks, forms of predictions, what is assigned."""
 import sys
 from functools import partial
 

@@ -231,6 +231,7 @@ def test_all_names_are_in_all_modules(notebook):
     assert notebook["learner"].error_rate == "error_rate of v1"
     assert notebook["hooks"].error_rate == "error_rate of v1"
     assert notebook["vision"].data.error_rate == "error_rate of v1"
+    assert notebook["__version__"] == "1.0.61"
 
 
 def test_what_is_not_supported_says_so(notebook):

@@ -22,6 +22,7 @@ CELLS = {
                      "text = not_supported('TextList', 'read text', 'Use another kit.')",
     "lacks text": "text.show_batch()",
     "stuck": "time.sleep(60)",
+    "widget": "import ipywidgets\nout = ipywidgets.Output()\nout.clear_output()",
     "goes on": "width = 1 + 1\nwidth",
 }
 
@@ -55,8 +56,11 @@ def test_the_line_comes_first_and_empty_cells_are_left_out(outcome):
     assert len(nb) == len(cells)
 
 
-def test_the_line_runs(outcome):
-    assert outcome[0]["line"].error == ""
+def test_the_line_is_an_extension(outcome):
+    cells, nb, _ = outcome
+    assert cells["line"].error == ""
+    shown = "".join(output.get("text", "") for output in nb["line"].outputs)
+    assert "not an IPython extension" not in shown
 
 
 def test_the_kernel_has_its_own_home_its_folder_and_the_caps(outcome):
@@ -68,6 +72,7 @@ def test_the_kernel_has_its_own_home_its_folder_and_the_caps(outcome):
 def test_cells_after_an_error_run(outcome):
     cells, nb, _ = outcome
     assert cells["magic"].error == ""
+    assert cells["widget"].error == ""
     assert cells["goes on"].error == ""
     assert result(nb["goes on"]) == ["2"]
 
@@ -103,7 +108,7 @@ def test_paths_may_be_replaced(outcome):
 
 def test_the_summary_counts_the_causes(outcome):
     cells = list(outcome[0].values())
-    assert summary(cells) == ("11 cells, 9 of them vision: 4 ran; failed: 1 data, 2 library, "
+    assert summary(cells) == ("12 cells, 10 of them vision: 5 ran; failed: 1 data, 2 library, "
                               "2 unsupported, 1 notebook, 1 kit")
 
 
@@ -131,6 +136,7 @@ PANDAS = "/env/lib/python3.13/site-packages/pandas/core/frame.py"
     ("DatasetMissing: imdb is not on this machine", (KIT,), "network"),
     ("FileNotFoundError: there is no data/bears", (KIT,), "data"),
     ("NotSupported: TextList is not supported here", (KIT,), "unsupported"),
+    ("UnsupportedModule: fastai.text is not supported here", (KIT,), "unsupported"),
     ("SyntaxError: invalid syntax", (), "notebook"),
 ])
 def test_the_cause_follows_from_the_error_and_the_files_it_went_through(error, files, cause):

@@ -17,7 +17,8 @@ from lessonkit.dialects.registry import settings
 from lessonkit.results.preds import Preds
 from stand_in_data import animal, save
 
-N_TRAIN, N_VALID, SWAPPED = 20, 11, 5    # of each class; how many valid ones are in the wrong folder
+N_TRAIN, N_VALID = 20, 11    # of each class
+SWAPPED = 5                  # of the validation images of each class, in the wrong folder
 
 
 def draw_dogscats(folder):
@@ -55,7 +56,8 @@ def contents(fig):
                 titles=[ax.get_title() for ax in axes],
                 lines=[line.get_xydata() for ax in axes for line in ax.lines],
                 labels=[(ax.get_xlabel(), ax.get_ylabel()) for ax in axes],
-                texts=[text.get_text() for ax in axes for text in ax.texts], size=fig.get_size_inches())
+                texts=[text.get_text() for ax in axes for text in ax.texts],
+                size=fig.get_size_inches())
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +219,8 @@ def test_the_first_cat_is_an_array_of_bytes(lesson):
 
 def test_labels_and_classes(lesson):
     y = lesson.shown["val_y"]
-    assert (lesson.shown["classes"], y.tolist()) == (["cats", "dogs"], [0] * N_VALID + [1] * N_VALID)
+    assert lesson.shown["classes"] == ["cats", "dogs"]
+    assert y.tolist() == [0] * N_VALID + [1] * N_VALID
     assert np.issubdtype(y.dtype, np.integer)
 
 
@@ -312,7 +315,7 @@ def test_cycles_restart_at_the_full_rate(lesson, name, lengths):
 
 def test_earlier_layers_have_smaller_rates(lesson):
     rates = np.array(lesson.shown["growing cycles"].record.lrs)
-    assert np.allclose(rates[:, 0] * 100, rates[:, 2]) and np.allclose(rates[:, 1] * 10, rates[:, 2])
+    assert np.allclose(rates, rates[:, 2:] * [.01, .1, 1])
 
 
 def test_batch_normalization_learns_only_when_all_is_unfrozen(lesson):
@@ -342,7 +345,8 @@ def test_the_confusion_matrix_is_printed_and_drawn(lesson):
     assert {str(n) for n in cm.ravel() if n} <= set(fig["texts"])
 
 
-def test_the_toy_loss(lesson): assert lesson.shown["binary loss"] == pytest.approx(.164252, abs=1e-6)
+def test_the_toy_loss(lesson):
+    assert lesson.shown["binary loss"] == pytest.approx(.164252, abs=1e-6)
 
 
 def test_the_kit_takes_over(lesson):

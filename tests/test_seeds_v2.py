@@ -1,10 +1,9 @@
 """The old note on v2, executed as it stands: only the folder of the pets is ours, and small."""
-import ast
+import ast, inspect
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from IPython.core.oinspect import Inspector
 
 import lessonkit.dialects
 from lessonkit.core.testing import assert_close, assert_equal, assert_in
@@ -178,8 +177,8 @@ learn.fine_tune(6, freeze_epochs=3)""", note)
 
 
 def test_the_source_of_fine_tune_shows_what_happens(note):
-    info = Inspector().info(note["learn"].fine_tune, detail_level=1)   # ??learn.fine_tune
+    method = note["learn"].fine_tune   # what ??learn.fine_tune shows
     for part in ("self.freeze()", "self.unfreeze()", "self.fit_one_cycle(freeze_epochs",
-                 "base_lr / lr_mult"): assert_in(part, info["source"])
+                 "base_lr / lr_mult"): assert_in(part, inspect.getsource(method))
     for name in ("epochs", "base_lr", "freeze_epochs", "lr_mult", "pct_start", "div"):
-        assert_in(name, info["definition"])
+        assert_in(name, inspect.signature(method).parameters)

@@ -82,7 +82,7 @@ def run(path, folder=None, home=None, limit=300, replace=None, show=None, **caps
         nb, kernel_manager_class=Kernel, kernel_name="python3", allow_errors=True,
         extra_arguments=["--IPKernelApp.log_level=ERROR"], log=SILENT, timeout=limit,
         resources={"metadata": {"path": str(folder or Path(path).parent)}},
-        interrupt_on_timeout=True, error_on_timeout=timeout, store_widget_state=False)
+        interrupt_on_timeout=True, error_on_timeout=timeout)
     with client.setup_kernel(env=environment(home, **caps)):
         for cell in cells:
             run_cell(client, cell)
@@ -135,7 +135,7 @@ def cause_of(cell):
     "The cause of an error, by its last line and the files that it went through."
     name, _, message = cell.error.partition(": ")
     files = re.findall(r"File (\S+?):\d+", "\n".join(cell.traceback))
-    if name == "NotSupported": return "unsupported"
+    if name in ("NotSupported", "UnsupportedModule"): return "unsupported"
     if NETWORK.search(cell.error): return "network"
     if DATA.search(cell.error): return "data"
     if name in ("SyntaxError", "IndentationError"): return "notebook"

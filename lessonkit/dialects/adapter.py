@@ -526,15 +526,8 @@ class LearnerAdapter(_Named):
         plan: FitPlan | None = None, # of which the weight decay counts
         **options: Any, # of `Learner.lr_find`
     ) -> LRFind:
-        """Run the kit's finder, without a picture.
-
-        After a fit it draws other random numbers than that fit did: on the very images, turned
-        and cut in the same way, that a network was trained on, the loss says nothing.
-        """
+        "Run the kit's finder, without a picture."
         kit = self.kit
         if settings.epochs: num_it = min(num_it, max(20, settings.epochs * len(kit.data.train)))
-        seed, fits = kit.trainer.seed, len(kit.history.fits)
-        def change(): kit.trainer.seed = seed + fits
-        def restore(): kit.trainer.seed = seed
-        with self.fitting(plan or FitPlan()), restoring(restore, change):
+        with self.fitting(plan or FitPlan()):
             return kit.lr_find(start_lr, end_lr, num_it, **options, show_plot=False)

@@ -6,7 +6,7 @@
 __all__ = ['GENERATIONS', 'ROOTS', 'generation_name', 'modules_of', 'dialect_names', 'FoundImport', 'imports_in', 'candidates',
            'choose', 'names_read', 'choose_by_names']
 
-# %% ../../nbs/dialects/01_generations.ipynb #7303a9ae
+# %% ../../nbs/dialects/01_generations.ipynb #4357a70e
 import ast
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import lessonkit
 
-# %% ../../nbs/dialects/01_generations.ipynb #7487a96d
+# %% ../../nbs/dialects/01_generations.ipynb #a4809d52
 GENERATIONS = {"0.7": "fastai07", "v1": "fastai1", "v2": "fastai2"}  # and their folders here
 ROOTS = ("fastai", "fastai2", "fastbook")  # the packages that old notes import
 
@@ -30,7 +30,7 @@ def generation_name(
         raise ValueError(f"no generation {text!r} of fastai: use \"0.7\", \"v1\" or \"v2\"")
     return names[plain]
 
-# %% ../../nbs/dialects/01_generations.ipynb #9c08f5f9
+# %% ../../nbs/dialects/01_generations.ipynb #d0a650ea
 _MODULES = {
     "0.7": """
         : adaptive_softmax column_data conv_learner core dataloader dataset executors fp16 imports
@@ -73,7 +73,7 @@ _MODULES = {
 }
 _EMPTY = {("v2", name) for name in "callback data medical tabular text vision".split()}
 
-# %% ../../nbs/dialects/01_generations.ipynb #84865702
+# %% ../../nbs/dialects/01_generations.ipynb #671b098d
 @cache
 def modules_of(
     generation: str, # a key of `GENERATIONS`
@@ -85,7 +85,7 @@ def modules_of(
         found.update(f"{package}.{name}".strip(".") for name in names.split())
     return frozenset(found)
 
-# %% ../../nbs/dialects/01_generations.ipynb #aa4415ad
+# %% ../../nbs/dialects/01_generations.ipynb #c72883c7
 @cache
 def dialect_names(
     generation: str, # a key of `GENERATIONS`
@@ -98,7 +98,7 @@ def dialect_names(
             return frozenset(ast.literal_eval(node.value))
     return frozenset()
 
-# %% ../../nbs/dialects/01_generations.ipynb #7f2442d0
+# %% ../../nbs/dialects/01_generations.ipynb #361be848
 class FoundImport(NamedTuple):
     "One import of fastai."
     module: str                    # such as "fastai.vision"
@@ -123,7 +123,7 @@ def imports_in(
         found += _imports_of(node)
     return found
 
-# %% ../../nbs/dialects/01_generations.ipynb #8adfa957
+# %% ../../nbs/dialects/01_generations.ipynb #75d83186
 def _imports_of(node: ast.AST) -> Iterable[FoundImport]:
     "The imports that one node of the tree stands for."
     if isinstance(node, ast.Import):
@@ -149,7 +149,7 @@ def _imports_of_lines(code: str) -> list[FoundImport]:
         for node in tree.body: found += [f._replace(line=number) for f in _imports_of(node)]
     return found
 
-# %% ../../nbs/dialects/01_generations.ipynb #6fc4f102
+# %% ../../nbs/dialects/01_generations.ipynb #73ad2f7b
 def candidates(
     found: FoundImport,
 ) -> set[str]: # keys of `GENERATIONS`; empty if no generation has the module
@@ -167,7 +167,7 @@ def _fitting(module: str, name: str) -> set[str]:
     inner = f"{module}.{name}".strip(".")
     as_module = {g for g in having if inner in modules_of(g) and (g, inner) not in _EMPTY}
     as_name = {g for g in filled if name in dialect_names(g)}
-    return as_module | as_name or filled
+    return as_module or as_name or filled
 
 def choose(
     imports: Sequence[FoundImport],
@@ -184,7 +184,7 @@ def choose(
         remaining &= possible
     return remaining, decisive
 
-# %% ../../nbs/dialects/01_generations.ipynb #46cd5b4f
+# %% ../../nbs/dialects/01_generations.ipynb #5542f3c1
 def names_read(
     code: str, # of a script, or of a cell after IPython's transformation
 ) -> set[str]: # empty if the code can't be read

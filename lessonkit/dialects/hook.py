@@ -7,7 +7,7 @@ __all__ = ['STAND_INS', 'PATCHABLE', 'finder', 'dialect', 'name_table', 'unsuppo
            'Pending', 'StandInFinder', 'Finder', 'activate', 'deactivate', 'patched', 'module_of',
            'load_ipython_extension', 'unload_ipython_extension']
 
-# %% ../../nbs/dialects/01_hook.ipynb #2e437920
+# %% ../../nbs/dialects/01_hook.ipynb #1cf6695c
 import linecache
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from lessonkit.dialects.generations import (
 )
 from .registry import NotSupported, settings, tell, Unsupported
 
-# %% ../../nbs/dialects/01_hook.ipynb #d99a68c5
+# %% ../../nbs/dialects/01_hook.ipynb #e79be3a0
 def dialect(
     generation: str, # a key of `GENERATIONS`
 ) -> ModuleType:
@@ -53,7 +53,7 @@ def unsupported_part(
 class UnsupportedModule(NotSupported, ImportError):
     "An old note imports a part of fastai that the kit doesn't have."
 
-# %% ../../nbs/dialects/01_hook.ipynb #6feb5cee
+# %% ../../nbs/dialects/01_hook.ipynb #3ced1f91
 _VERSIONS = {"0.7": "0.7.2", "v1": "1.0.61", "v2": "2.7.19"}
 
 class FakeModule(ModuleType):
@@ -85,7 +85,7 @@ class FakeModule(ModuleType):
         super().__delattr__(name)
         finder.patches.pop(name, None)
 
-# %% ../../nbs/dialects/01_hook.ipynb #2cfad245
+# %% ../../nbs/dialects/01_hook.ipynb #849e45e0
 class Pending:
     "Stands in for a name until it is known which generation is wanted."
     def __init__(self,
@@ -112,7 +112,7 @@ class Pending:
         if name.startswith("__"): raise AttributeError(name)
         return getattr(self.settle(), name)
 
-# %% ../../nbs/dialects/01_hook.ipynb #2d069494
+# %% ../../nbs/dialects/01_hook.ipynb #3fe2a310
 _PLAIN = dict(
     np="numpy", pd="pandas", plt="matplotlib.pyplot", torch="torch", nn="torch.nn",
     F="torch.nn.functional", PIL="PIL", Path="pathlib:Path", partial="functools:partial",
@@ -123,7 +123,7 @@ def _plain(name: str) -> Any:
     module, _, attribute = _PLAIN[name].partition(":")
     return getattr(import_module(module), attribute) if attribute else import_module(module)
 
-# %% ../../nbs/dialects/01_hook.ipynb #9b305320
+# %% ../../nbs/dialects/01_hook.ipynb #99c6218e
 def _is_machinery(frame: FrameType) -> bool:
     "Does a frame belong to the import system or to this module?"
     file = frame.f_code.co_filename
@@ -151,7 +151,7 @@ def _second(name: str, chosen: str, having: set[str] = frozenset()) -> str:
     return (f"{name}{where} this process runs fastai {chosen}. Only one generation can be used at "
             "a time: restart the kernel for the other one")
 
-# %% ../../nbs/dialects/01_hook.ipynb #17ea61df
+# %% ../../nbs/dialects/01_hook.ipynb #caac2e85
 STAND_INS = ("fastcore", "fastdownload", "fastprogress", "fastkaggle", "nbdev", "ddgs",
              "duckduckgo_search")
 PATCHABLE = {"open_image"}  # functions whose replacement by an old note takes effect
@@ -173,7 +173,7 @@ class StandInFinder:
         if name.split(".")[0] not in STAND_INS: return None
         return ModuleSpec(name, _Loader(), is_package=True)
 
-# %% ../../nbs/dialects/01_hook.ipynb #a3b5ddc2
+# %% ../../nbs/dialects/01_hook.ipynb #daa6ae2b
 class Finder(_Loader):
     "Finds and makes the modules of fastai, and knows which generation was chosen."
     def __init__(self):
@@ -288,7 +288,9 @@ class Finder(_Loader):
     ) -> list[str]: # what a star import brings
         "The names that a module has, as far as the generation is known."
         generation = self.generation_of(module)
-        return [*_PLAIN] if generation is None else [*dialect(generation).__all__]
+        if generation is None: return [*_PLAIN]
+        version = ["__version__"] if generation == "v1" else []  # only v1's star import had it
+        return [*dialect(generation).__all__, *version]
 
     def star_names(self,
         module: FakeModule,
@@ -379,7 +381,7 @@ class Finder(_Loader):
 
 finder = Finder()
 
-# %% ../../nbs/dialects/01_hook.ipynb #58fcc45a
+# %% ../../nbs/dialects/01_hook.ipynb #0f394407
 def _shell() -> Any:
     "IPython, if this is a notebook."
     module = sys.modules.get("IPython")
@@ -402,7 +404,7 @@ def _watch_cells():
     while frame and frame.f_globals is not shell.user_ns: frame = frame.f_back
     if frame: finder.cell = "".join(linecache.getlines(frame.f_code.co_filename))
 
-# %% ../../nbs/dialects/01_hook.ipynb #950a9a8c
+# %% ../../nbs/dialects/01_hook.ipynb #78700f0f
 def activate(
     generation: str | None = None, # "0.7", "v1" or "v2"; None: what the imports say
     arch: str | None = None, # "packaged": the packaged network in place of named ones
@@ -439,7 +441,7 @@ def _installed() -> str:
     if not found: return "."
     return f" ({' and '.join(found)}, as installed, comes back by %unload_ext lessonkit.dialects)."
 
-# %% ../../nbs/dialects/01_hook.ipynb #d175b1ec
+# %% ../../nbs/dialects/01_hook.ipynb #c007443f
 def deactivate():
     "Undo `activate`: the made-up modules are gone, and a real fastai can be imported."
     for each in (finder, finder.stand_ins):
@@ -468,7 +470,7 @@ def module_of(
         finder.children[generation, name] = FakeModule(name, generation)
     return finder.children[generation, name]
 
-# %% ../../nbs/dialects/01_hook.ipynb #06201068
+# %% ../../nbs/dialects/01_hook.ipynb #b6babda0
 _EXTENSION = "lessonkit.dialects"
 
 def load_ipython_extension(

@@ -10,6 +10,7 @@ __all__ = ['SWA', 'FIT_OPTIONS', 'dropout_of', 'head_for', 'ConvnetBuilder', 'Ba
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -250,16 +251,31 @@ class _Layers(LearnerAdapter):
 
     def freeze_to(self,
         n: int, # number of the first layer group that is trained; negative: from the end
-    ) -> "ConvLearner":
+    ):
         "Freeze all layer groups before the `n`-th. Batch normalization learns if none is frozen."
         model = self.kit.model
         model.train_bn = n in (0, -self.n_groups) and not self._bn_frozen
-        return super().freeze_to(n)
+        super().freeze_to(n)
 
-    def unfreeze(self) -> "ConvLearner":
+    def unfreeze(self):
         "Train all layers. Features aren't precomputed any more."
         self.precompute = False
-        return self.freeze_to(0)
+        self.freeze_to(0)
+
+    def save(self,
+        name: str | Path, # in the folder `models` of the data; or a path
+    ):
+        "Save the weights, as a safetensors file. Raises `OSError` with advice."
+        super().save(name)
+
+    def load(self,
+        name: str | Path, # of a saved model
+    ):
+        """Load weights; which layers are frozen stays.
+
+        Raises `FileNotFoundError`, or `CheckpointError` for a damaged file or another model.
+        """
+        super().load(name)
 
     def bn_freeze(self,
         do_freeze: bool, # keep batch normalization as it is, when layers are unfrozen, too?

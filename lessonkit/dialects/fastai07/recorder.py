@@ -71,7 +71,10 @@ class LossRecorder:
         plot_schedule(History([as_rates]), ax=beside, momentum=False)
         beside.set(xlabel="iterations", ylabel="momentum")
 
-    def plot(self, *args: Any, **options: Any):
+    def plot(self,
+        *args: Any, # of no effect
+        **options: Any, # of no effect
+    ):
         "Raises `ValueError`: the loss by learning rate is what `lr_find` measures."
         raise ValueError("sched.plot draws what learn.lr_find() has measured: call that first, or "
                          "take sched.plot_loss() or sched.plot_lr() for a fit")
@@ -90,8 +93,8 @@ class LR_Finder(LossRecorder):
         find: LRFind, # of the kit
     ):
         self.find = find
-        rates, n = [(rate,) for rate in find.rates], len(find.rates)
-        super().__init__(FitRecord("lr_find", list(find.losses), list(find.losses), rates, [.9] * n))
+        losses, rates = list(find.losses), [(rate,) for rate in find.rates]
+        super().__init__(FitRecord("lr_find", losses, losses, rates, [.9] * len(rates)))
 
     def plot(self,
         n_skip: int = 10, # steps to leave out at the start

@@ -205,7 +205,11 @@ class Transforms:
         x = transform_images(x, aspect, self.sz, self.augment, generator, self.fit)
         return Normalize(self.stats)(x)
 
-    def __call__(self, im, y=None):
+    def __call__(self,
+        im: np.ndarray, # (h,w,3) float in [0,1], or bytes
+        y: Any = None, # a label, which stays as it is
+    ) -> Any: # (3,sz,sz) float32, standardized; with a label, both
+        "An image as the network sees it."
         as_bytes = im
         if im.dtype != np.uint8: as_bytes = (im * 255).round().clip(0, 255).astype(np.uint8)
         x = to_np(self.views([open_pixels(as_bytes, self.presize)])[0])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DatasetFormatter', 'CsvSession', 'ImageCleaner', 'FileDeleter']
 
-# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #3dfbe1d4
+# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #d4ae2741
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,7 +25,7 @@ from ...results.cleaning import Candidate, CleaningSession
 from ...widgets import cleaner as kit_cleaner
 from ...widgets.support import frame
 
-# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #82a24d5e
+# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #7b11a9c0
 class DatasetFormatter:
     "Training images in an order that is worth looking at."
     @classmethod
@@ -62,7 +62,7 @@ class DatasetFormatter:
         classes = learn.data.classes
         return learn.data.test_ds, idxs, classes, [classes[i] for i in preds.argmax(1)]
 
-# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #f42002fc
+# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #0b4aed81
 class CsvSession(CleaningSession):
     "Decisions about images, written to `cleaned.csv` at once."
     def __init__(self,
@@ -86,7 +86,9 @@ class CsvSession(CleaningSession):
         table = pd.DataFrame(rows, columns=["name", "label"])
         table.to_csv(self.folder/"cleaned.csv", index=False)
 
-    def relabel(self, label):
+    def relabel(self,
+        label: Any, # a class, a list of classes, or a number
+    ):
         edit = super().relabel(label)
         self.write()
         return edit
@@ -101,7 +103,7 @@ class CsvSession(CleaningSession):
         self.write()
         return edit
 
-# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #3e0b5275
+# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #2874f663
 class ImageCleaner(kit_cleaner.ImageCleaner):
     "Images one by one, with buttons to keep, relabel or drop them."
     def __init__(self,
@@ -134,7 +136,7 @@ def _candidate(files: list[Path], names: list, i: int, other: int | None) -> Can
     return Candidate(files[i], names[i], reason=f"looks like {files[other].name}",
                      twin=files[other], twin_label=names[other])
 
-# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #8b413967
+# %% ../../../nbs/dialects/fastai1/30_cleaner.ipynb #fa756fff
 class FileDeleter(ImageCleaner):
     "As `ImageCleaner`: files are left out of cleaned.csv, and never deleted."
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['DatasetType', 'imagenet_stats', 'cifar_stats', 'mnist_stats', 'normalize', 'denormalize', 'DeviceDataLoader',
            'DataBunch', 'ImageDataBunch', 'load_data', 'empty_databunch']
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #02eb66c8
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #21d7bd12
 from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -36,7 +36,7 @@ from .saved_data import load_lists, save_lists
 from ..registry import not_supported, warn_unknown
 from ...plot.batches import show_batch
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #86cc5609
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #90348b1b
 DatasetType = Enum("DatasetType", "Train Valid Test Single Fix")
 
 _SPLITS = {DatasetType.Train: "train", DatasetType.Valid: "valid", DatasetType.Test: "test",
@@ -132,9 +132,10 @@ class DeviceDataLoader:
         for batch in self.kit.batches("old notes", seed):
             x = to_inputs(batch, self.kit, generator=generator)
             y = torch.zeros(len(x), dtype=torch.int64) if batch.y is None else batch.y
+            if self.data.kit.task.kind == "number" and y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
             yield to_device(self.data.norm(x), self.device), to_device(y, self.device)
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #5155a54b
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #3b134356
 class _Data:
     "Labeled images, and the kit's data of them."
     path: Path # where models are saved
@@ -248,7 +249,7 @@ def _refuse_dataset(ds: Any) -> NoReturn:
     not_supported(f"DataBunch.create({short_repr(ds)})", "trained on any data set of PyTorch",
                   "Make an ImageList of the files, or override its open or get.")
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #514208d3
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #e08b254d
 class DataBunch(_Data):
     "Labeled images in batches."
     def dl(self,
@@ -371,7 +372,7 @@ class DataBunch(_Data):
         return shown(show_batch(self.kit, n, _SPLITS[ds_type], seed=seed, ncols=rows,
                                 figsize=figsize))
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #ba713471
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #f6267d41
 class _Normalized(DataBunch):
     "Images that are normalized, for a network that wants them so."
     def batch_stats(self,
@@ -439,7 +440,7 @@ class _Normalized(DataBunch):
         if test is not None: lls.add_test_folder(test)
         return lls.databunch(bs=bs, val_bs=val_bs, num_workers=num_workers, **options)
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #68acf861
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #1f7379f4
 class ImageDataBunch(_Normalized):
     "Labeled images in batches, made by one of the `from_...` factories or the data block API."
     @classmethod

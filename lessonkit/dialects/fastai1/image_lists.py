@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageItemList', 'get_files', 'is_hidden_below', 'in_folders', 'ItemList', 'ImageList']
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #90af1012
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #df858fc2
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -25,7 +25,7 @@ from .images import Image, open_image
 from .item_lists import column_positions, Items
 from ..hook import patched
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #49a97bd8
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #c0a59662
 def get_files(
     path: str | Path, # the folder
     extensions: Any = None, # one or several, such as ".txt"; None: all files
@@ -63,7 +63,7 @@ def in_folders(
         return parts[0] not in exclude and (not include or parts[0] in include)
     return [file for file in files if counts(file)]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #3c1b8433
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #e8b39add
 class _Filtered(Items):
     "Items that can be made from a table, and filtered."
     @classmethod
@@ -127,7 +127,7 @@ class _Filtered(Items):
         if seed is not None: np.random.seed(seed)
         return self[np.random.permutation(len(self))[:int(sample_pct * len(self))]]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #a9d0eeaf
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #1a0e7797
 class ItemList(_Filtered):
     "Items that can be split, and labeled afterwards."
     def split_by_list(self,
@@ -234,7 +234,7 @@ class ItemList(_Filtered):
 
     label_from_folder = label_from_df = label_from_func = label_from_re = label_const = _too_early
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #cdd8137e
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #d7f9e505
 class ImageList(ItemList):
     "Images that are opened when they are asked for."
     def __init__(self,
@@ -257,12 +257,18 @@ class ImageList(ItemList):
         opener = patched("open_image") or open_image
         return opener(fn, convert_mode=self.convert_mode, after_open=self.after_open)
 
-    def get(self, i) -> Image:
+    def get(self,
+        i: int, # a position
+    ) -> Image:
+        "The image at a position."
         image = self.open(super().get(i))
         self.sizes[i] = image.size
         return image
 
-    def reconstruct(self, t: Tensor, x: Any = None) -> Image:
+    def reconstruct(self,
+        t: Tensor, # (c,h,w) pixels
+        x: Any = None, # accepted
+    ) -> Image:
         "An image of these pixels."
         return Image(t.float().clamp(0, 1))
 

@@ -6,7 +6,7 @@
 __all__ = ['item_array', 'index_row', 'column_positions', 'Items', 'CategoryListBase', 'CategoryList', 'MultiCategoryList',
            'FloatList', 'EmptyLabelList', 'guess_label_cls', 'warn_of_unknown']
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #18d5146c
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #d84a565a
 import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
@@ -26,7 +26,7 @@ from .core import show_some, uniqueify
 from .labels import Category, EmptyLabel, FloatItem, MultiCategory
 from ..registry import warn_unknown
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #2a338a8c
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #91178826
 def item_array(
     items: Iterable, # of anything
 ) -> np.ndarray:
@@ -57,7 +57,7 @@ def column_positions(
     if all(isinstance(name, Integral) and name not in df.columns for name in names): return names
     return [df.columns.get_loc(name) for name in names]
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #018cc519
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #f58e1c5d
 class Items:
     "Items in an array; `get` makes of one what is shown."
     def __init__(self,
@@ -100,7 +100,9 @@ class Items:
         kept = {name: getattr(self, name) for name in self.copy_new}
         return type(self)(items, processor=processor, **(kept | options))
 
-    def process(self, processor: Any = None) -> Self:
+    def process(self,
+        processor: Any = None, # accepted
+    ) -> Self:
         "Itself. Lists of labels encode them here."
         return self
 
@@ -122,7 +124,7 @@ def _positions(idxs: Any) -> Any:
     idxs = np.asarray(idxs)
     return idxs if idxs.size else idxs.astype(int)
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #f3a23669
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #a415c346
 class CategoryListBase(Items):
     "Labels that are classes."
     def __init__(self,
@@ -163,7 +165,9 @@ class CategoryList(CategoryListBase):
     "One class for each item."
     kind = "single"
 
-    def process(self, processor: Any = None) -> Self:
+    def process(self,
+        processor: Any = None, # accepted
+    ) -> Self:
         "Names become numbers."
         if self.classes is None: self.classes = uniqueify(map(_plain, self.items), sort=True)
         c2i = self.c2i
@@ -173,7 +177,10 @@ class CategoryList(CategoryListBase):
         if None not in self.items: self.items = self.items.astype(np.int64)
         return self
 
-    def get(self, i) -> Category:
+    def get(self,
+        i: int, # a position
+    ) -> Category:
+        "The class at a position."
         number = self.items[i]
         return None if number is None else Category(int(number), self.classes[number])
 
@@ -181,7 +188,10 @@ class CategoryList(CategoryListBase):
         "The class of each item."
         return [self.classes[i] for i in self.items]
 
-    def reconstruct(self, t, x=None) -> Category:
+    def reconstruct(self,
+        t: Tensor, # (), its number
+        x: Any = None, # accepted
+    ) -> Category:
         "The class with this number."
         return Category(t, self.classes[int(t)])
 
@@ -192,7 +202,7 @@ class CategoryList(CategoryListBase):
         "The number of the likeliest class."
         return pred.argmax()
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #f053434a
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #24e757b4
 class MultiCategoryList(CategoryListBase):
     "Any number of classes for each item."
     kind = "multi"
@@ -211,7 +221,9 @@ class MultiCategoryList(CategoryListBase):
             self.items = item_array([self.classes[i] for i in np.flatnonzero(row)]
                                     for row in self.items)
 
-    def process(self, processor: Any = None) -> Self:
+    def process(self,
+        processor: Any = None, # accepted
+    ) -> Self:
         "Names become lists of numbers; those that aren't among the classes are left out."
         if self.classes is None: self.classes = sorted({name for row in self.items for name in row})
         c2i = self.c2i
@@ -219,7 +231,10 @@ class MultiCategoryList(CategoryListBase):
         self.items = item_array([c2i[name] for name in row if name in c2i] for row in self.items)
         return self
 
-    def get(self, i) -> MultiCategory:
+    def get(self,
+        i: int, # a position
+    ) -> MultiCategory:
+        "The classes at a position."
         numbers = self.items[i]
         target = torch.zeros(self.c)
         target[numbers] = 1
@@ -229,7 +244,10 @@ class MultiCategoryList(CategoryListBase):
         "The classes of each item."
         return [[self.classes[i] for i in row] for row in self.items]
 
-    def reconstruct(self, t, x=None) -> MultiCategory:
+    def reconstruct(self,
+        t: Tensor, # (c,) 0 and 1
+        x: Any = None, # accepted
+    ) -> MultiCategory:
         "The classes whose number is 1."
         numbers = [i for i in range(self.c) if t[i] == 1]
         return MultiCategory(t, [self.classes[n] for n in numbers], numbers)
@@ -244,7 +262,7 @@ class MultiCategoryList(CategoryListBase):
 def _split(text: str, delim: str) -> list[str]:
     return next(csv.reader(io.StringIO(str(text)), delimiter=delim), [])
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #ff474091
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #36f7c5a3
 class FloatList(Items):
     "A number for each item, or several: the model has squared error for its loss."
     kind = "number"
@@ -268,7 +286,10 @@ class FloatList(Items):
         "How many numbers each item has."
         return self.items.shape[1] if self.items.ndim > 1 else 1
 
-    def get(self, i) -> FloatItem:
+    def get(self,
+        i: int, # a position
+    ) -> FloatItem:
+        "The number or numbers at a position."
         number = self.items[i]
         return FloatItem(np.log(number) if self.log else number)
 
@@ -276,7 +297,10 @@ class FloatList(Items):
         "The number or numbers of each item, or their logarithms."
         return (np.log(self.items) if self.log else self.items).tolist()
 
-    def reconstruct(self, t, x=None) -> FloatItem:
+    def reconstruct(self,
+        t: Tensor, # the number or numbers
+        x: Any = None, # accepted
+    ) -> FloatItem:
         "The number or numbers."
         return FloatItem(np.asarray(t))
 
@@ -284,13 +308,20 @@ class EmptyLabelList(Items):
     "No labels, as in a test set."
     kind, classes, c = None, (), 0
 
-    def get(self, i) -> EmptyLabel: return EmptyLabel()
-
-    def reconstruct(self, t, x=None) -> EmptyLabel:
+    def get(self,
+        i: int, # a position
+    ) -> EmptyLabel:
         "No label."
         return EmptyLabel()
 
-# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #bf0a9512
+    def reconstruct(self,
+        t: Tensor, # anything
+        x: Any = None, # accepted
+    ) -> EmptyLabel:
+        "No label."
+        return EmptyLabel()
+
+# %% ../../../nbs/dialects/fastai1/04_item_lists.ipynb #ff2f9576
 def guess_label_cls(
     labels: Sequence, # one for each item
     label_delim: str | None = None, # what stands between names

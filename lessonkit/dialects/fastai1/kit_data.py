@@ -6,7 +6,7 @@
 __all__ = ['opens_itself', 'are_files', 'pixels_to_save', 'item_files', 'Opener', 'Plan', 'plan_of', 'no_stats', 'count_channels',
            'sampled', 'build_kit', 'task_of', 'empty_kit', 'with_batch_size', 'with_test']
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #b3f68fcc
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #22738e9e
 import hashlib
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from .transforms import fixed_tfms, split_tfms
 from ..hook import patched
 from ..registry import sample_of, tell
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #8bcae2b0
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #ca296c32
 def opens_itself(
     x: ImageList, # images
 ) -> bool:
@@ -78,7 +78,7 @@ def _stored(image: Any, folder: Path) -> Path:
     if not file.exists(): write_atomic(file, _encoded(pixels, is_image))
     return file
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #c9d1cc55
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #8706c4b1
 def _encoded(pixels: np.ndarray, is_image: bool) -> bytes:
     "The content of a .png or .npy file."
     file = BytesIO()
@@ -88,7 +88,9 @@ def _encoded(pixels: np.ndarray, is_image: bool) -> bytes:
 
 class Opener:
     "Opens files in the way of the list that they stand in, for the kit's `open_with`."
-    def __init__(self, *lists: ImageList):
+    def __init__(self,
+        *lists: ImageList, # images whose items are paths
+    ):
         self.places, self.usual = {}, None
         for x in lists: self.add(x, [Path(item) for item in x.items])
 
@@ -100,11 +102,13 @@ class Opener:
         self.usual = self.usual or x
         self.places |= {file: (x, i) for i, file in enumerate(files)}
 
-    def __call__(self, path):
+    def __call__(self,
+        path: Path, # of an image
+    ): # what the kit can open
         x, i = self.places.get(path, (None, None))
         return pixels_to_save(self.usual.open(path) if x is None else x.get(i))
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #14eb36d6
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #c40432ab
 @dataclass
 class Plan:
     "What is done to images, in the kit's words."
@@ -156,7 +160,7 @@ def _own_size(x: ImageList, tfms: list) -> int:
                     f"squares of {side} pixels.")
     return side
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #b1e888bc
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #c6878e4f
 def no_stats(
     channels: int, # of the images
 ) -> Stats:
@@ -185,7 +189,7 @@ def sampled(
     found.test = lists.test
     return found
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #24e34cac
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #062d55e9
 def build_kit(
     lists: LabelLists, # labeled images with their transforms
     path: Path, # the folder
@@ -240,7 +244,7 @@ def _keep(ds: LabelList, files: list[Path], there: Sequence[Path]):
     idxs = [at[file] for file in there]
     ds.x, ds.y = ds.x[idxs], ds.y[idxs]
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #45b2221d
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #055f92f4
 def task_of(
     ds: LabelList, # labeled images
 ) -> Task:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ItemBase', 'EmptyLabel', 'Category', 'MultiCategory', 'FloatItem']
 
-# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #c25c7b4a
+# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #3cfa97e4
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..registry import not_supported
 
-# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #c47a6872
+# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #f8ed9a7d
 class ItemBase:
     "Something with numbers for the model (`data`) and a form for people (`obj`)."
     def __init__(self,
@@ -40,13 +40,16 @@ class ItemBase:
         if ax is None: print(self)
         else: ax.set_title(str(self), **options)
 
-    def apply_tfms(self, tfms: Any, **options: Any) -> NoReturn:
+    def apply_tfms(self,
+        tfms: Any, # a list of transforms
+        **options: Any, # of `Image.apply_tfms`
+    ) -> NoReturn:
         "Raises `NotSupported`: labels aren't transformed."
         not_supported(f"{type(self).__name__}.apply_tfms (tfm_y=True)",
                       "moved points, boxes and masks together with their image",
                       "Lessonkit classifies whole images: leave tfm_y out.")
 
-# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #344d0c80
+# %% ../../../nbs/dialects/fastai1/02_labels.ipynb #8a33311f
 class EmptyLabel(ItemBase):
     "Stands where there is no label, as in a test set."
     def __init__(self): self.obj, self.data = "", 0

@@ -61,7 +61,22 @@ _BEGINS_ANEW = "an optimizer begins anew with each fit, so none is saved"
 _STYLE = "the kit's own style"
 _SEES_ALL = "everything is in memory at once"
 
+_MIRRORED = "what lies beyond the border is always mirrored"
+_DEVICE = "defaults.device says where the model is"
+_CHECKED = "files are always checked"
+_SORTED = "lists of files are always sorted"
+
 IGNORED = {
+    "LabelLists.transform": {"padding_mode": _MIRRORED, "mode": "pixels are interpolated"},
+    "LabelLists.databunch": {"device": _DEVICE, "no_check": _CHECKED,
+                             "collate_fn": "images of one size always fit into a batch"},
+    "ImageDataBunch.create_from_ll": {"padding_mode": _MIRRORED, "mode": "as for transform"},
+    "Image.apply_tfms": {"padding_mode": _MIRRORED, "do_resolve": "numbers are drawn anew"},
+    "rand_crop": {"padding_mode": _MIRRORED},
+    "ImageList.from_folder": {"presort": _SORTED},
+    "verify_images": {"n_channels": "every image is opened in RGB", "max_workers": "a core each"},
+    "ImageCleaner": {"batch_size": "one image is shown at a time"},
+    "ImageDataBunch.show_batch": {"reverse": "the images are chosen at random"},
     "cnn_learner": {
         "cut": _ITS_OWN_CUT, "split_on": _ITS_OWN_CUT, "init": "a new head starts at random",
         "concat_pool": "maxima and averages are always side by side"},

@@ -9,7 +9,7 @@ __all__ = ['brightness', 'contrast', 'rotate', 'zoom', 'squish', 'jitter', 'flip
            'rand_pad', 'rand_zoom', 'rand_crop', 'zoom_crop', 'rand_resize_crop', 'get_transforms', 'flat_tfms',
            'split_tfms', 'fixed_tfms']
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #9bd4c2a5
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #22e7d5e4
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,7 @@ from lessonkit.dialects.fastai1.core import (
 )
 from ..registry import tell
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #f03c5a68
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #48ced9e0
 _MODES = {"zeros": "constant", "border": "replicate", "reflection": "reflect"}
 
 def _moved(px: Tensor, m: Tensor, mode: str = "reflection") -> Tensor:
@@ -70,7 +70,7 @@ def _dihedral(px: Tensor, k: int) -> Tensor:
     if flips: px = px.flip(flips)
     return px.transpose(1, 2).contiguous() if k & 4 else px
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #72bb4c08
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #370ebd96
 def _to_corners(px: Tensor, corners: Iterable) -> Tensor:
     "Show the part of the image that has these corners."
     return _moved(px, perspective_maps(torch.as_tensor(corners, dtype=torch.float64)[None])[0])
@@ -97,7 +97,7 @@ def _skew(px: Tensor, direction: int, magnitude: float = 0) -> Tensor:
     corners[corner, axis] *= 1 + magnitude
     return _to_corners(px, corners)
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #8179058a
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #dd168cb2
 def _brightness(px: Tensor, change: float) -> Tensor:
     return (logit(px) + logit(torch.tensor(float(change)))).sigmoid()
 
@@ -151,7 +151,7 @@ def _zoom_squish(px: Tensor, scale: Any = 1., squish: Any = 1., invert: Any = Fa
     h, w = px.shape[1:]
     return _stretch(px, min(1, h / w), min(1, w / h), .5, .5)
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #6f57d7db
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #d5a821ef
 @dataclass(eq=False)
 class RandTransform:
     "A transform with its numbers, or with the ranges that they are drawn from."
@@ -200,7 +200,7 @@ class RandTransform:
         if self.p != 1: values.append(f"p={self.p:g}")
         return f"{self.__name__}({', '.join(values)})"
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #a675a2e5
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #087effcf
 class Transform:
     "Something that can be done to an image: call it with an image, or with numbers for later."
     def __init__(self,
@@ -229,7 +229,7 @@ class Transform:
 
     def __repr__(self): return f"<transform {self.__name__}>"
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #96e6d6d8
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #8808a34b
 _place = dict(row_pct=uniform, col_pct=uniform)
 
 def _eight(low: float, high: float | None = None) -> list: return uniform(low, high, 8).tolist()
@@ -263,7 +263,7 @@ cutout = Transform("cutout", _cutout, dict(n_holes=uniform_int, length=uniform_i
 rgb_randomize = Transform("rgb_randomize", _rgb_randomize, always_varies=True)
 zoom_squish = Transform("zoom_squish", _zoom_squish, _place, order=4)
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #1f068dc0
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #571e64f3
 rand_pos = {"row_pct": (0, 1), "col_pct": (0, 1)}
 
 def rand_pad(
@@ -318,7 +318,7 @@ TRANSFORMS = {t.__name__: t for t in (
     dihedral_affine, symmetric_warp, perspective_warp, tilt, skew, pad, crop, crop_pad, cutout,
     rgb_randomize, zoom_squish, random_part)}
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #f1889401
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #51868b13
 def get_transforms(
     do_flip: bool = True, # mirror left to right, half of the time
     flip_vert: bool = False, # all 8 ways to lay a square
@@ -351,7 +351,7 @@ def flat_tfms(
     if not is_listy(tfms): return [tfms]
     return [tfm for part in tfms for tfm in flat_tfms(part)]
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #8eeb4d6e
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #9199b479
 def _symmetric(value: Any) -> float | None: # None: it is no range about 0
     pair = is_listy(value) and len(value) == 2
     return value[1] if pair and value[0] == -value[1] and value[1] >= 0 else None
@@ -361,7 +361,8 @@ def _is_random_place(values: dict) -> bool:
 
 def _fields_of_rotate(t: RandTransform) -> dict | None:
     most = _symmetric(t.kwargs.get("degrees"))
-    return None if most is None else dict(max_rotate=most, p_affine=t.p)
+    if most and most % 360 == 0: most = 180  # all the way round, either way
+    return None if most is None or most > 180 else dict(max_rotate=most, p_affine=t.p)
 
 def _fields_of_warp(t: RandTransform) -> dict | None:
     most = _symmetric(t.kwargs.get("magnitude"))
@@ -369,12 +370,12 @@ def _fields_of_warp(t: RandTransform) -> dict | None:
 
 def _fields_of_zoom(t: RandTransform) -> dict | None:
     scale = listify(t.kwargs.get("scale", 1))
-    usual = len(scale) == 2 and scale[0] == 1 and _is_random_place(t.kwargs)
+    usual = len(scale) == 2 and scale[0] == 1 <= scale[1] <= 10 and _is_random_place(t.kwargs)
     return dict(max_zoom=scale[1], p_affine=t.p) if usual else None
 
 def _fields_of_brightness(t: RandTransform) -> dict | None:
     change = listify(t.kwargs.get("change"))
-    if len(change) != 2 or abs(sum(change) - 1) > 1e-6: return None
+    if len(change) != 2 or abs(sum(change) - 1) > 1e-6 or change[1] > .995: return None
     return dict(brightness=round(2 * change[1] - 1, 6), p_lighting=t.p)
 
 def _fields_of_contrast(t: RandTransform) -> dict | None:
@@ -395,7 +396,7 @@ _FIELDS = dict(
     dihedral_affine=lambda t: None if t.kwargs or t.p < 1 else dict(flip_vert=True),
 )
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #90b9fc89
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #1d518498
 def split_tfms(
     tfms: Any, # a list of transforms; None: none
 ) -> tuple[Augment | None, list[RandTransform]]: # None: nothing varies; and what is left over
@@ -430,7 +431,7 @@ def _lighting(known: dict) -> tuple[dict, list]:
     known.pop("p_lighting", None)
     return known, [t for _, t in pair]
 
-# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #4faae5eb
+# %% ../../../nbs/dialects/fastai1/01_transforms.ipynb #ba6082eb
 def fixed_tfms(
     rest: list[RandTransform], # of validation images
 ) -> list[RandTransform]: # those that are the same for all images

@@ -17,11 +17,11 @@ __all__ = ['vision', 'np', 'plt', 'pd', 'torch', 'nn', 'F', 'optim', 'os', 'Path
            'convnext_tiny', 'convnext_small', 'convnext_base', 'Inf', 'L', 'CategoryMap', 'first', 'noop', 'set_seed',
            'Pipeline', 'compose', 'BaseLoss', 'CrossEntropyLossFlat', 'LabelSmoothingCrossEntropy',
            'LabelSmoothingCrossEntropyFlat', 'FocalLoss', 'FocalLossFlat', 'BCEWithLogitsLossFlat', 'BCELossFlat',
-           'MSELossFlat', 'L1LossFlat', 'get_image_files', 'get_image_files_sorted', 'get_files', 'parent_label',
-           'using_attr', 'RegexLabeller', 'ColReader', 'RandomSplitter', 'IndexSplitter', 'MaskSplitter',
-           'FuncSplitter', 'GrandparentSplitter', 'FileSplitter', 'EndSplitter', 'ColSplitter', 'TrainTestSplitter',
-           'RandomSubsetSplitter', 'tensor', 'TensorBase', 'TensorCategory', 'TensorMultiCategory', 'TensorImage',
-           'TensorImageBW', 'subplots', 'show_image', 'show_images', 'PILBase', 'PILImage', 'PILImageBW',
+           'MSELossFlat', 'L1LossFlat', 'get_image_files', 'get_image_files_sorted', 'get_files', 'ImageGetter',
+           'FileGetter', 'parent_label', 'using_attr', 'RegexLabeller', 'ColReader', 'RandomSplitter', 'IndexSplitter',
+           'MaskSplitter', 'FuncSplitter', 'GrandparentSplitter', 'FileSplitter', 'EndSplitter', 'ColSplitter',
+           'TrainTestSplitter', 'RandomSubsetSplitter', 'tensor', 'TensorBase', 'TensorCategory', 'TensorMultiCategory',
+           'TensorImage', 'TensorImageBW', 'subplots', 'show_image', 'show_images', 'PILBase', 'PILImage', 'PILImageBW',
            'image2tensor', 'default_device', 'to_cpu', 'to_device', 'to_np', 'image_cat', 'imagenet_stats',
            'cifar_stats', 'mnist_stats', 'Transform', 'ItemTransform', 'DisplayedTransform', 'RandTransform',
            'ResizeMethod', 'PadMode', 'Resize', 'RandomResizedCrop', 'RandomResizedCropGPU', 'CropPad', 'RandomCrop',
@@ -73,9 +73,9 @@ __all__ = ['vision', 'np', 'plt', 'pd', 'torch', 'nn', 'F', 'optim', 'os', 'Path
            'l2_reg', 'rms_prop_step', 'step_stat', 'larc_step', 'lamb_step', 'debias', 'ImagesCleaner', 'WeightedDL',
            'PartialDL', 'LossMetric', 'optim_metric', 'DeterministicDraw', 'DeterministicFlip', 'DeterministicDihedral',
            'OldRandomCrop', 'RatioResize', 'SpaceTfm', 'LightingTfm', 'HSVTfm', 'cutout_gaussian', 'norm_apply_denorm',
-           'FileGetter', 'ImageGetter', 'get_text_files']
+           'get_text_files']
 
-# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #1705ec99
+# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #ee2d6a6a
 import csv
 import gc
 import glob
@@ -134,7 +134,7 @@ from torchvision.models import (
     efficientnet_b4, convnext_tiny, convnext_small, convnext_base,
 )
 
-# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #18ea475f
+# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #e8e43b1a
 from ..urls import Config, download_url, untar_data, URLs
 from lessonkit.dialects.fastai2.lists import (
     CategoryMap, compose, first, Inf, L, noop, Pipeline, set_seed,
@@ -145,9 +145,10 @@ from lessonkit.dialects.fastai2.losses import (
     MSELossFlat,
 )
 from lessonkit.dialects.fastai2.labels import (
-    ColReader, ColSplitter, EndSplitter, FileSplitter, FuncSplitter, get_files, get_image_files,
-    get_image_files_sorted, GrandparentSplitter, IndexSplitter, MaskSplitter, parent_label,
-    RandomSplitter, RandomSubsetSplitter, RegexLabeller, TrainTestSplitter, using_attr,
+    ColReader, ColSplitter, EndSplitter, FileGetter, FileSplitter, FuncSplitter, get_files,
+    get_image_files, get_image_files_sorted, GrandparentSplitter, ImageGetter, IndexSplitter,
+    MaskSplitter, parent_label, RandomSplitter, RandomSubsetSplitter, RegexLabeller,
+    TrainTestSplitter, using_attr,
 )
 from lessonkit.dialects.fastai2.images import (
     default_device, image2tensor, image_cat, PILBase, PILImage, PILImageBW, show_image,
@@ -216,7 +217,7 @@ from lessonkit.dialects.fastai2.widgets import (
     Output, VBox, widgets,
 )
 
-# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #3af523c1
+# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #b3e591c7
 from .names import UNSUPPORTED
 from ..hook import module_of
 from ..registry import Unsupported
@@ -224,12 +225,12 @@ from ..registry import Unsupported
 try: from IPython.display import display, HTML
 except ImportError: display = HTML = print
 
-# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #5357ac68
+# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #2b3091bb
 _stand_ins = {name: Unsupported(name, *texts) for name, texts in UNSUPPORTED.items()}
 globals().update({name: stand_in for name, stand_in in _stand_ins.items() if "." not in name})
 vision = module_of("v2", "fastai.vision")
 
-# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #7a7d86df
+# %% ../../../nbs/dialects/fastai2/99_fastai2.ipynb #8b79cae0
 _all_ = [
     "np", "plt", "pd", "torch", "nn", "F", "optim", "os", "Path", "partial", "random", "re",
     "math", "shutil", "matplotlib", "mpl", "PIL", "Image", "SimpleNamespace", "string", "sys",
@@ -248,13 +249,13 @@ _all_ = [
     "Pipeline", "compose", "BaseLoss", "CrossEntropyLossFlat", "LabelSmoothingCrossEntropy",
     "LabelSmoothingCrossEntropyFlat", "FocalLoss", "FocalLossFlat", "BCEWithLogitsLossFlat",
     "BCELossFlat", "MSELossFlat", "L1LossFlat", "get_image_files", "get_image_files_sorted",
-    "get_files", "parent_label", "using_attr", "RegexLabeller", "ColReader", "RandomSplitter",
-    "IndexSplitter", "MaskSplitter", "FuncSplitter", "GrandparentSplitter", "FileSplitter",
-    "EndSplitter", "ColSplitter", "TrainTestSplitter", "RandomSubsetSplitter", "tensor",
-    "TensorBase", "TensorCategory", "TensorMultiCategory", "TensorImage", "TensorImageBW",
-    "subplots", "show_image", "show_images", "PILBase", "PILImage", "PILImageBW",
-    "image2tensor", "default_device", "to_cpu", "to_device", "to_np", "image_cat",
-    "imagenet_stats", "cifar_stats", "mnist_stats", "Transform", "ItemTransform",
+    "get_files", "ImageGetter", "FileGetter", "parent_label", "using_attr", "RegexLabeller",
+    "ColReader", "RandomSplitter", "IndexSplitter", "MaskSplitter", "FuncSplitter",
+    "GrandparentSplitter", "FileSplitter", "EndSplitter", "ColSplitter", "TrainTestSplitter",
+    "RandomSubsetSplitter", "tensor", "TensorBase", "TensorCategory", "TensorMultiCategory",
+    "TensorImage", "TensorImageBW", "subplots", "show_image", "show_images", "PILBase",
+    "PILImage", "PILImageBW", "image2tensor", "default_device", "to_cpu", "to_device", "to_np",
+    "image_cat", "imagenet_stats", "cifar_stats", "mnist_stats", "Transform", "ItemTransform",
     "DisplayedTransform", "RandTransform", "ResizeMethod", "PadMode", "Resize",
     "RandomResizedCrop", "RandomResizedCropGPU", "CropPad", "RandomCrop", "Flip", "Dihedral",
     "FlipItem", "DihedralItem", "Rotate", "Zoom", "Warp", "AffineCoordTfm", "Brightness",
@@ -315,5 +316,5 @@ _all_ = [
     "lamb_step", "debias", "ImagesCleaner", "WeightedDL", "PartialDL", "LossMetric",
     "optim_metric", "DeterministicDraw", "DeterministicFlip", "DeterministicDihedral",
     "OldRandomCrop", "RatioResize", "SpaceTfm", "LightingTfm", "HSVTfm", "cutout_gaussian",
-    "norm_apply_denorm", "FileGetter", "ImageGetter", "get_text_files",
+    "norm_apply_denorm", "get_text_files",
 ]

@@ -6,8 +6,7 @@
 __all__ = ['TransformBlock', 'ImageBlock', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'make_block', 'fresh',
            'DataBlock', 'ImageDataLoaders']
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #37458ce0
-import os
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #27f480f4
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from .loaders import DataLoaders
 from .transforms import Resize
 from ..registry import warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #4e724211
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #8ef5bbc7
 @dataclass(frozen=True)
 class TransformBlock:
     "What is done with one part of an item: the image or the label."
@@ -72,7 +71,7 @@ def RegressionBlock(
     "Numbers to predict."
     return TransformBlock(RegressionSetup(n_out))
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #516e10ea
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #da0e15ce
 def make_block(
     block: Any, # a block, or a function that makes one
 ) -> TransformBlock:
@@ -88,7 +87,7 @@ def fresh(
     if isinstance(f, type): f = f()
     return copy(f) if isinstance(f, (Encoder, OneHotEncode)) else f
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #a46cc618
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #b1c25b7b
 class _Template:
     "What is seen, what is predicted, and where both come from."
     def __init__(self,
@@ -163,7 +162,7 @@ class _Template:
     def __repr__(self):
         return f"DataBlock: {', '.join(str(block.type_tfms) for block in self.blocks)}"
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #425a072a
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #76e50d13
 def _zipped(columns: Sequence) -> L:
     return L([*zip(*columns)])
 
@@ -226,7 +225,7 @@ class _Made(_Template):
         return kind.from_dsets(self.datasets(source), item_tfms=item_tfms, batch_tfms=batch_tfms,
                                **options)
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #2111ec83
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #8ec4feb9
 class DataBlock(_Made):
     "A template: what is seen, what is predicted, and where both come from."
     def summary(self,
@@ -281,7 +280,7 @@ def _shortened(value: Any) -> str:
     text = repr(value).replace("\n", " ")
     return text if len(text) < 80 else f"{text[:77]}..."
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #19f64485
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #940fecca
 def _image_block(blocks: Sequence, img_cls: type, options: dict, **more: Any) -> DataBlock:
     "A block with the transforms among the options, which are taken out."
     size, item_tfms = options.pop("size", None), options.pop("item_tfms", None)
@@ -367,7 +366,7 @@ class _FromFiles(DataLoaders):
         "The label is the first group of `pat` in the file's name (in v1: in the path)."
         return cls.from_name_func(path, fnames, RegexLabeller(pat), **options)
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #0502e9fc
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #2ad7badb
 def _is_list(value: Any) -> bool: return isinstance(value, (list, tuple, np.ndarray))
 
 def _label_block(labels: Sequence) -> Callable:

@@ -6,16 +6,14 @@
 __all__ = ['Encoder', 'Categorize', 'MultiCategorize', 'OneHotEncode', 'EncodedMultiCategorize', 'RegressionSetup',
            'opener_class', 'item_at', 'items_at', 'TfmdLists', 'sorted_splits', 'Datasets', 'show_at']
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #2e0f818e
-import os
-from collections.abc import Callable, Iterable, Sequence
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #34d185db
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ...core.files import some_of
@@ -27,7 +25,9 @@ from .lists import as_items, CategoryMap, L, Pipeline, positions_of
 from .transforms import Transform
 from ..registry import not_supported, warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #98208f04
+if TYPE_CHECKING: from lessonkit.dialects.fastai2.loaders import DataLoaders
+
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #20be25c5
 class Encoder(Transform):
     "Makes numbers of labels."
     kind = "single"  # of the kit's task
@@ -77,7 +77,7 @@ def _number_of(vocab: CategoryMap, label: Any) -> int:
     raise KeyError(f"label {label!r} isn't among the classes of the training images: "
                    f"{some_of(map(repr, vocab))}")
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #041bd9c3
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #b4894c40
 class MultiCategorize(Categorize):
     "Any number of labels."
     kind = "multi"
@@ -116,7 +116,7 @@ class OneHotEncode(Transform):
         row[torch.as_tensor(o, dtype=torch.int64)] = 1.
         return TensorMultiCategory(row)
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #72127e63
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #79b1628d
 class EncodedMultiCategorize(Categorize):
     "Rows of 0 and 1, one for each label."
     kind = "multi"
@@ -157,7 +157,7 @@ class RegressionSetup(Encoder):
 
     def decodes(self, o): return o
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #348a1678
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #65a164bd
 def opener_class(
     f: Any, # a function
 ) -> type | None: # None: it doesn't open images as this vocabulary does
@@ -181,7 +181,7 @@ def items_at(
     if hasattr(items, "iloc"): return items.iloc[list(positions)]
     return L([items[i] for i in positions])
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #ce80ea2e
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #1519cc7d
 class TfmdLists:
     "Items, and functions that are called on an item when it is asked for."
     def __init__(self,
@@ -290,7 +290,7 @@ class TfmdLists:
 
     def __repr__(self): return f"TfmdLists: {self.items}\ntfms - {self.tfms.fs}"
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #59f3bd0d
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #fce1bf88
 def sorted_splits(
     splits: Any, # two lists of positions; negative ones count from the end
     n: int, # how many items there are

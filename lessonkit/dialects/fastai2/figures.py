@@ -25,12 +25,13 @@ def pyplot_figure(
                       **options)
 
 def current_axes(
-    ax: Any = None, # matplotlib axes; None: pyplot's
+    ax: Any = None, # matplotlib axes; None: pyplot's, or new ones
     figsize: tuple[float, float] | None = None, # inches, of a new figure; None: (6, 3.5)
 ) -> Any: # matplotlib axes
-    "Axes to draw on: those given, pyplot's current ones, or new ones."
+    "Axes to draw on: those given, those of a figure that you have begun, or new ones."
     if ax is not None: return ax
-    return plt.gca() if plt.get_fignums() else pyplot_figure(figsize).add_subplot()
+    is_yours = plt.get_fignums() and not isinstance(plt.gcf(), NotebookFigure)
+    return plt.gca() if is_yours else pyplot_figure(figsize).add_subplot()
 
 # %% ../../../nbs/dialects/fastai2/00_figures.ipynb #5fdc4c4e
 def show_figure(

@@ -6,7 +6,7 @@
 __all__ = ['ifnone', 'is_listy', 'listify', 'tuplify', 'range_of', 'chunked', 'ItemGetter', 'AttrGetter', 'one_hot',
            'join_path_file', 'Module', 'patch', 'store_attr', 'test_eq', 'test_close']
 
-# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #3769aeac
+# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #ebca8815
 import inspect
 from collections.abc import Callable, Iterable
 from operator import itemgetter
@@ -19,7 +19,7 @@ from torch import nn, Tensor
 
 from .lists import as_items, L
 
-# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #f6f69d75
+# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #291ac1c4
 def ifnone(
     a: Any, # a value, or None
     b: Any, # what stands in for None
@@ -62,7 +62,7 @@ def chunked(
     items = list(it)
     for i in range(0, len(items), chunk_sz): yield items[i:i + chunk_sz]
 
-# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #a8cd9448
+# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #b07bfaac
 def ItemGetter(
     i: Any, # position or key
 ) -> Callable:
@@ -94,7 +94,7 @@ def join_path_file(
     Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)/f"{file}{ext}"
 
-# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #f24085dd
+# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #a0f07de7
 class Module(nn.Module):
     "A network whose `__init__` need not call that of its base."
     def __new__(cls, *args: Any, **options: Any) -> Self:
@@ -125,7 +125,7 @@ def store_attr(
     wanted = found[1:] if names is None else [name.strip() for name in names.split(",")]
     for name in wanted: setattr(frame.f_locals[found[0]], name, frame.f_locals[name])
 
-# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #f8200691
+# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #130e504d
 def test_eq(
     a: Any, # a value
     b: Any, # what it should be

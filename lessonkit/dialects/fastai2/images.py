@@ -8,10 +8,9 @@ __all__ = ['tensor', 'TensorBase', 'TensorCategory', 'TensorMultiCategory', 'as_
            'PILImage', 'PILImageBW', 'image2tensor', 'map_tensors', 'default_device', 'to_cpu', 'to_device', 'to_np',
            'image_cat']
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #c08fa21c
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #819362e9
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import matplotlib.pyplot as plt
@@ -29,7 +28,7 @@ from ...data.images import open_image
 from .lists import L
 from ..registry import warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #53e64e28
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #5329a5d0
 def tensor(
     x: Any = None, # numbers, a list of them, an array, a tensor, a column or an image
     *rest: Any, # more numbers
@@ -48,7 +47,7 @@ def tensor(
     if dtype is not None or device is not None: found = found.to(device=device, dtype=dtype)
     return found.requires_grad_(requires_grad) if requires_grad else found
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #0d665eac
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #439561a2
 class TensorBase(Tensor):
     "A tensor with a type of its own."
     def __new__(cls, x, **options): return tensor(x, **options).as_subclass(cls)
@@ -67,7 +66,7 @@ class TensorBase(Tensor):
 class TensorCategory(TensorBase): "The number of a class, or those of a batch."
 class TensorMultiCategory(TensorBase): "For each label 1 if it applies, else 0."
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #7135d0ca
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #198a3b19
 def as_column(
     value: float | Tensor, # one for all images, or (n,)
 ) -> Tensor: # (1,) or (n,) float64
@@ -93,7 +92,7 @@ def zoom_maps(
     side, x, y = torch.broadcast_tensors(1 / as_column(zoom), as_column(x), as_column(y))
     return crop_maps((1 - side) * (2*x - 1), (1 - side) * (2*y - 1), side, side)
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #9df43009
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #42d7ad75
 class TensorImage(TensorBase):
     "An image (c,h,w), or a batch of them (n,c,h,w)."
     def affine_coord(self,
@@ -156,7 +155,7 @@ class TensorImage(TensorBase):
 
 class TensorImageBW(TensorImage): "An image with one channel."
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #3b736dd2
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #04b16ac0
 def subplots(
     nrows: int = 1, # of the grid
     ncols: int = 1, # of the grid
@@ -212,7 +211,7 @@ def show_images(
     for im, title, ax in zip(ims, titles, axes): show_image(im, ax=ax, title=title)
     for ax in axes[len(ims):]: ax.axis("off")
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #fe6cf3a0
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #279f2e04
 def make_thumbnail(
     self: Image.Image, # any Pillow image
     h: int, # largest height in pixels
@@ -232,7 +231,7 @@ def patch_pillow():
 
 patch_pillow()
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #a994fa10
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #c2fb15cf
 class PILBase(Image.Image):
     "An image that shows itself."
     channels = 3  # of what `create` opens
@@ -279,7 +278,7 @@ class PILImageBW(PILImage):
         "Draw it in gray."
         return show_image(self, ctx=ctx, **dict(cmap="gray") | options)
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #350b97d6
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #e4ab8e2c
 def image2tensor(
     img: Image.Image, # of any mode
 ) -> Tensor: # (c,h,w) uint8
@@ -324,7 +323,7 @@ def to_np(
     "The same as arrays."
     return map_tensors(x, lambda t: t.detach().cpu().as_subclass(Tensor).numpy())
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #59d1a442
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #dd7b8ef8
 def image_cat() -> np.ndarray: # (h,w,3) uint8
     "The picture of a cat, for `PILImage.create`. It is drawn: the kit brings no photos."
     return np.asarray(draw_pet(next(iter(CATS)), np.random.default_rng(0), 256))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['common_size', 'fill_size', 'limit_splits', 'Opening', 'find_opening', 'KitMaker', 'batch_stats']
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #f78cae24
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #f11b7312
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ...core.files import some_of
@@ -23,12 +22,12 @@ from ...data.checks import make_targets
 from ...data.image_data import ImageData, loader_settings, Stats
 from ...data.loader import Loader
 from .datasets import Datasets, item_at, opener_class, TfmdLists
-from .images import PILBase, PILImage, PILImageBW
+from .images import PILImage, PILImageBW
 from .lists import as_items, CategoryMap
 from .transforms import functions_for, plan_transforms, TransformPlan
 from ..registry import cap_size, not_supported, sample_of, settings, tell
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #d9372d39
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #6d49bc9b
 def common_size(
     files: Sequence[Path], # of images
     most: int = 1000, # how many to look at, evenly spaced
@@ -59,7 +58,7 @@ def fill_size(
              f"{plan.size} pixels, squeezed.")
     plan.fit = "squish"
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #ee7ddd4b
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #bd1fc109
 def limit_splits(
     dsets: Datasets, # whose splits are limited
 ) -> list[list[int]]: # positions of training and of validation items
@@ -78,7 +77,7 @@ def limit_splits(
 def _hashable(label: Any) -> Any:
     return [*as_items(label)] if isinstance(label, (list, tuple, set, np.ndarray)) else label
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #384a7793
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2e457ce3
 @dataclass(frozen=True)
 class Opening:
     "How an item becomes an image."
@@ -112,7 +111,7 @@ def find_opening(
     raise ValueError("nothing opens the images: begin blocks with ImageBlock, or the functions of "
                      f"the image with PILImage.create; there are {inputs.tfms}")
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #ac7e81bd
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2e1b0bb6
 class KitMaker:
     "Makes the kit's data of old data sets, transforms and settings."
     def __init__(self,
@@ -200,7 +199,7 @@ class KitMaker:
         return ImageData(train=train, train_eval=loader(splits[0]), valid=loader(splits[1]),
                          test=None, task=task, path=self.path, stats=stats)
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2a715300
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #cc868b66
 def _left(splits: list[list[int]], files: dict[int, Path], data: ImageData) -> list[list[int]]:
     "The positions whose files can be read."
     return [[i for i in part if files[i] not in data.unreadable] for part in splits]

@@ -8,7 +8,7 @@ __all__ = ['get_image_files', 'get_image_files_sorted', 'get_files', 'ImageGette
            'FuncSplitter', 'each_item', 'GrandparentSplitter', 'FileSplitter', 'EndSplitter', 'ColSplitter',
            'TrainTestSplitter', 'RandomSubsetSplitter']
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #f7980c0b
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #c91e8de7
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from ...core.files import as_path
 from ...data.images import image_files
 from .lists import as_items, L
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #552757ca
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #24753dd3
 def get_image_files(
     path: str | Path, # a folder
     recurse: bool = True, # look in the folders inside it, too?
@@ -43,7 +43,7 @@ def get_image_files_sorted(
     "The same as `get_image_files`, which sorts, too."
     return get_image_files(path, recurse, folders)
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #b277f054
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #26e00035
 def get_files(
     path: str | Path, # a folder
     extensions: Any = None, # such as [".csv"]; None: all files
@@ -61,7 +61,7 @@ def get_files(
         return file.is_file() and ends and not hidden
     return L(sorted(filter(is_wanted, found)))
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #be36b1c1
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #9537d115
 def ImageGetter(
     suf: str | Path = "", # folder inside the one that the function is given
     recurse: bool = True, # look in the folders inside it, too?
@@ -79,7 +79,7 @@ def FileGetter(
     "`get_files` with these options, for `get_items`."
     return lambda path: get_files(Path(path)/suf, extensions, recurse, folders)
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #88ae5654
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #0ce7b7de
 def parent_label(
     o: str | Path, # of an image
 ) -> str:
@@ -118,7 +118,7 @@ class RegexLabeller:
 
     def __repr__(self): return f"RegexLabeller({self.pat.pattern!r})"
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #c01bab91
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #729e5e66
 class ColReader:
     "Reads columns of a row."
     def __init__(self,
@@ -151,7 +151,7 @@ def column_value(
     if isinstance(col, str) and hasattr(row, "_fields"): return getattr(row, col)
     return row[col]
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #b92d1be0
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #149042d3
 def RandomSplitter(
     valid_pct: float = .2, # share of the items
     seed: int | None = None, # None: another split each time
@@ -165,7 +165,7 @@ def RandomSplitter(
         return order[cut:], order[:cut]
     return split
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #ef0e6f40
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #e09b4cd4
 def IndexSplitter(
     valid_idx: Any, # positions
 ) -> Callable[[Any], tuple[L, L]]:
@@ -195,7 +195,7 @@ def each_item(
     if not hasattr(items, "iloc"): return list(items)
     return [items.iloc[i] for i in range(len(items))]
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #e4ae4b04
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #6cf5d956
 def _below(items: Any, names: Any) -> L:
     "Positions of the files that lie two folders below one of the names."
     names = {str(name) for name in as_items(names)}
@@ -226,7 +226,7 @@ def EndSplitter(
         return order[:len(items) - cut], order[len(items) - cut:]
     return split
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #28da107c
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #b381b9ef
 class ColSplitter:
     "Rows whose column is true are for validation."
     def __init__(self,
@@ -259,7 +259,7 @@ def TrainTestSplitter(
         return L(train), L(valid)
     return split
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #8f36af34
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #cccd43d3
 def RandomSubsetSplitter(
     train_sz: float, # share of the items for training
     valid_sz: float, # share for validation; together at most 1

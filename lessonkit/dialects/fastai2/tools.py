@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['download_images', 'verify_image', 'verify_images', 'resize_image', 'resize_images', 'parallel']
 
-# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #1ecce3c3
+# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #36d5aa0a
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from ...data import downloads
 from .lists import as_items, L
 from ..registry import tell, warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #152a4c8a
+# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #063b8c7e
 def download_images(
     dest: str | Path, # folder for the images; it is created
     url_file: str | Path | None = None, # a text file with an address on each line
@@ -44,7 +44,7 @@ def download_images(
     reasons = some_of(f"{url}: {problem}" for url, problem in zip(failed["url"], failed["problem"]))
     print(f"{len(failed)} of {len(report)} images could not be downloaded: {reasons}")
 
-# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #ca4b95ec
+# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #a5e78dbd
 def verify_image(
     fn: str | Path, # of an image
 ) -> bool:
@@ -64,7 +64,7 @@ def verify_images(
     if isinstance(fns, (str, Path)): fns = image_files(fns)
     return L([*unreadable_images([as_path(fn) for fn in fns], full=True)])
 
-# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #e7221923
+# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #c7061c77
 def resize_image(
     file: str | Path, # of an image
     dest: str | Path, # folder for the result
@@ -113,7 +113,7 @@ def resize_images(
                             bool(resume))
     run_in_threads(resize, names, max(1, max_workers))
 
-# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #843125aa
+# %% ../../../nbs/dialects/fastai2/08_tools.ipynb #7b5919d6
 def parallel(
     f: Callable, # a function of an item
     items: Sequence, # what it is called with

@@ -11,7 +11,7 @@ __all__ = ['imagenet_stats', 'cifar_stats', 'mnist_stats', 'TransformPlan', 'squ
            'IntToFloatTensor', 'Normalize', 'standardize', 'destandardize', 'setup_aug_tfms', 'aug_transforms',
            'plan_transforms']
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #a16762ff
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7a1769d1
 import inspect
 import math
 import random
@@ -29,13 +29,12 @@ from ...data.augment import Augment, NO_AUGMENT
 from ...data.geometry import mirror_maps, rotation_maps
 from ...data.image_data import Stats
 from lessonkit.dialects.fastai2.images import (
-    as_column, image2tensor, PILBase, PILImage, PILImageBW, tensor, TensorImage, tilt_maps,
-    zoom_maps,
+    as_column, image2tensor, PILBase, PILImage, TensorImage, tilt_maps, zoom_maps,
 )
 from .lists import as_items, L
 from ..registry import cap_size, not_supported, tell, warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7e8bf921
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #9c14768d
 @dataclass
 class TransformPlan:
     "What item transforms and batch transforms mean for the kit."
@@ -70,7 +69,7 @@ class TransformPlan:
         if presize is None and self.size is not None: presize = max(self.size, side)
         self.size, self.presize = side, presize
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #0be3a0b3
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #cff947ce
 def square_side(
     size: int | Sequence[int], # pixels, or (height, width)
 ) -> int:
@@ -81,7 +80,7 @@ def square_side(
                   f"Images are squares here: give one number, such as {max(sides)}, and "
                   "method='squish' to keep all of each image.")
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #5f2ae0c1
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #cee57944
 def _fits(function: Callable, x: Any) -> bool:
     "Is `x` of the type that a function's first parameter is annotated with, if it is?"
     parameters = list(inspect.signature(function).parameters.values())
@@ -124,7 +123,7 @@ class Transform:
 class ItemTransform(Transform): "A transform of a whole item."
 class DisplayedTransform(Transform): "A transform that showed its settings."
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #6f750dd7
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #fb612448
 class RandTransform(DisplayedTransform):
     "The base of random transforms of your own: of training images only, unless you say otherwise."
     split_idx = 0
@@ -147,7 +146,7 @@ class RandTransform(DisplayedTransform):
         self.before_call(b, split_idx)
         return super().__call__(b) if self.do else b
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #091b336f
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #f284b1de
 @dataclass(frozen=True)
 class ItemFunction:
     "A function of an image, for the kit's `item_tfms`."
@@ -173,7 +172,7 @@ def functions_for(
         if only in (None, split_idx): found.append(replace(item, split_idx=split_idx, cls=cls))
     return found
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #e10883e0
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #d87b4f26
 class ResizeMethod:
     "How an image becomes a square."
     Squish, Crop, Pad = "squish", "crop", "pad"
@@ -202,7 +201,7 @@ class PadToSquare:
 
     def __call__(self, img): return pad_to_square(img, self.pad_mode)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #58d02bc0
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #dd81ac53
 @dataclass
 class Resize(Transform):
     "Images become squares: a crop (a random one in training), squeezed, or padded."
@@ -233,7 +232,7 @@ class Resize(Transform):
         if isinstance(x, PILBase): changed.__class__ = type(x)
         return changed
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #ecfe07a1
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #40397d59
 @dataclass
 class RandomResizedCrop(Transform):
     "A square of random size at a random place; of validation images the largest in the middle."
@@ -274,7 +273,7 @@ class RandomResizedCropGPU(RandomResizedCrop):
         plan.set_size(self.size)
         plan.variation |= dict(random_crop=True, min_scale=self.min_scale)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #959588fe
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #e8284228
 @dataclass
 class CropPad(Transform):
     "The middle of an image in its own pixels, with a border if it is smaller."
@@ -322,7 +321,7 @@ class RandomCrop(CropPad):
         centered = getattr(self, "is_centered", False)
         return room // 2 if centered else random.randint(0, max(0, room))
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #be39f29c
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #f2d5b815
 class BatchTransform(Transform):
     "A transform of a batch."
     size = None
@@ -356,7 +355,7 @@ def drawn(
     else: values = as_column(fixed).expand(n) if np.ndim(fixed) == 0 else as_column(fixed)
     return torch.where(torch.rand(n) < p, values, torch.full((), neutral, dtype=torch.float64))
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #8566eb86
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #44055b86
 @dataclass
 class Flip(BatchTransform):
     "Mirror images, left to right."
@@ -394,7 +393,7 @@ class Dihedral(Flip):
 class FlipItem(Flip): "The same on images one by one."
 class DihedralItem(Dihedral): "The same on images one by one."
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #36f764ce
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #bc42cc6d
 @dataclass
 class Rotate(BatchTransform):
     "Turn images."
@@ -419,7 +418,7 @@ class Rotate(BatchTransform):
         plan.variation["max_rotate"] = float(self.max_deg)
         plan.p_affine.add(self.p)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #0c5df1a9
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #365bba67
 @dataclass
 class Zoom(BatchTransform):
     "Magnify a part of the image."
@@ -453,7 +452,7 @@ class Zoom(BatchTransform):
         plan.variation["max_zoom"] = max(1., float(self.max_zoom))
         plan.p_affine.add(self.p)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #c9375e17
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #ffbf6bb5
 @dataclass
 class Warp(BatchTransform):
     "Tilt images, as if seen from the side."
@@ -481,7 +480,7 @@ class Warp(BatchTransform):
         plan.variation["max_warp"] = float(self.magnitude)
         plan.p_affine.add(self.p)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #9356b527
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #f8c01303
 class AffineCoordTfm(BatchTransform):
     "Several moves in one interpolation; or only another size."
     def __init__(self,
@@ -508,7 +507,7 @@ class AffineCoordTfm(BatchTransform):
 
     def __repr__(self): return " and ".join(map(repr, self.parts)) or f"AffineCoordTfm({self.size})"
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #b7c60efb
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #1562ba27
 @dataclass
 class Brightness(BatchTransform):
     "Make images lighter or darker. In training, brightness and contrast vary together."
@@ -545,7 +544,7 @@ def _logit(x: Tensor) -> Tensor: return x.as_subclass(Tensor).clamp(1e-3, 1 - 1e
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.device, x.dtype)[:, None, None, None]
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #d9892601
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #5d77ddaa
 class Saturation(RandTransform):
     "Make colors stronger or paler."
     of_images = True  # also where batch transforms are listed
@@ -615,7 +614,7 @@ class RandomErasing(RandTransform):
         top, left = random.randint(0, h - high), random.randint(0, w - wide)
         return top, top + high, left, left + wide
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7088f4f3
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7ec9189c
 imagenet_stats = [.485, .456, .406], [.229, .224, .225]
 cifar_stats = [.491, .482, .447], [.247, .243, .261]
 mnist_stats = [.131], [.308]
@@ -643,7 +642,7 @@ class IntToFloatTensor(ToTensor):
         is_bytes = isinstance(x, Tensor) and x.dtype == torch.uint8
         return x.float().div_(self.div) if is_bytes else x
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #d2e0915e
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #358b8aa4
 class Normalize(Transform):
     "Standardize each channel. Without numbers, those of the first batch are used."
     def __init__(self,
@@ -697,7 +696,7 @@ def destandardize(
     "Undo `standardize`."
     return x * _as_channels(stats.std, x) + _as_channels(stats.mean, x)
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #4bdfbde0
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #151a9636
 def setup_aug_tfms(
     tfms: Sequence, # batch transforms
 ) -> list:
@@ -738,7 +737,7 @@ def aug_transforms(
     if min_scale != 1: found.append(RandomResizedCropGPU(size, min_scale=min_scale))
     return setup_aug_tfms(found + as_items(xtra_tfms))
 
-# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #7ba0552a
+# %% ../../../nbs/dialects/fastai2/03_transforms.ipynb #cca4a16f
 def plan_transforms(
     item_tfms: Any = None, # one transform or function of an image, or several
     batch_tfms: Any = None, # one transform of batches, or several
