@@ -182,11 +182,19 @@ def test_numbers(folder):
     df = pd.DataFrame(dict(name=[f.name for f in files], size=np.linspace(0, 1, len(files))))
     data = (v1.ImageList.from_df(df, folder).split_by_rand_pct(.2, seed=1)
             .label_from_df(label_cls=v1.FloatList).transform(size=32).databunch(bs=8))
-    learn = v1.Learner(data, v1.simple_cnn((3, 8, 1)), metrics=[v1.mse, v1.mae])
+    def gap(preds, targets): return (preds.squeeze() - targets).abs().mean()
+    learn = v1.Learner(data, v1.simple_cnn((3, 8, 1)), metrics=[v1.mse, gap, v1.mae])
     learn.fit(1, 1e-2)
-    loss, mse, _ = learn.validate()
+    loss, mse, own, mae = learn.validate()
     assert float(loss) == pytest.approx(float(mse), rel=1e-3)
+    assert float(own) == pytest.approx(float(mae))
+    preds, y = learn.get_preds()
+    assert [preds.shape, y.shape] == [(6, 1), (6,)]
     assert learn.predict(files[0])[2].shape == (1,)
+    learn.loss_func = lambda preds, targets: (preds.view(-1) - targets).abs()
+    learn.fit(1, 1e-2)
+    assert float(learn.validate()[0]) == pytest.approx(float(learn.validate()[3]), rel=1e-3)
+    assert learn.interpret().y_true.shape == (6,)
 
 
 # ---- the network

@@ -23,14 +23,16 @@ from lessonkit.dialects.fastai2.datasets import Categorize, Datasets
 from lessonkit.dialects.fastai2.images import (
     PILImage, PILImageBW, tensor, TensorCategory, TensorImage, to_cpu,
 )
+from lessonkit.dialects.fastai2.item_tfms import (
+    RandomResizedCrop, RandTransform, Resize, ResizeMethod,
+)
 from lessonkit.dialects.fastai2.labels import (
     ColReader, get_image_files, RandomSplitter, RegexLabeller, using_attr,
 )
 from lessonkit.dialects.fastai2.lists import Inf, L, patch_paths, Pipeline
 from lessonkit.dialects.fastai2.transforms import (
     aug_transforms, imagenet_stats, IntToFloatTensor, Normalize, plan_transforms, RandomErasing,
-    RandomResizedCrop, RandTransform, Resize, ResizeMethod, Rotate, setup_aug_tfms, ToTensor, Warp,
-    Zoom,
+    Rotate, setup_aug_tfms, ToTensor, Warp, Zoom,
 )
 from lessonkit.dialects.registry import NotSupported, settings
 from tiers import examples

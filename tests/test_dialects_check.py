@@ -165,13 +165,15 @@ def test_what_is_missing_is_found(check, code, name):
     "learn.data = data", "learn.data.path", "data.path", "data.train_ds.fnames",
     "learn = learn.load('x')\nlearn.anything", "Data.from_folder('x', bs=3, size=4)",
     "cnn_learner(data, 3, path='x', metrics=[error_rate])", "shapeless(a=3)", "URLs.PETS",
-    "learn.__class__.__name__", "vision.data.open_image = len", "import fastai.vision.learner as v",
+    "learn.__class__.__name__", "vision.data.open_image = len",
+    "import fastai.vision.learner as v",
     "Image = 3\nImage.anything", "from PIL import Image\nImage.open('x')",
     "learn = 3\nlearn.fly()", "def f(learn): return learn.fly()",
     "try: pass\nexcept OSError as e: e.anything", "[a for a in range(3)]",
     "x = [never.heard for never in 'abc']", "global_later()\ndef global_later(): pass",
     "get_ipython(), display, Out, _, __", "import os.path\nos.path.join('a')",
-    "with open('x') as f: f", "lambda a, *b, c=3, **d: (a, b, c, d)", "print(np.zeros(3), Path('x'))",
+    "with open('x') as f: f", "lambda a, *b, c=3, **d: (a, b, c, d)",
+    "print(np.zeros(3), Path('x'))",
     "match 3:\n    case [a, *b]: a, b", "async def f():\n    async with x as y: y\nx = 3",
     "from helpers import *\nwhat_is(this)", "%%bash\nls {never}", "%%capture out\nx = 3\nout",
     "files = !ls\nfiles[0]", "%time learn.fit(1)", "??learn.fit", "del learn\nlearn = 3",
@@ -197,7 +199,8 @@ def test_keywords_are_judged(check, code, kind, name):
 
 
 def test_keywords_are_followed_to_where_they_are_passed(dialect):
-    def keywords(function, owner=None): return keywords_of(Known(function, owner, owner is not None))
+    def keywords(function, owner=None):
+        return keywords_of(Known(function, owner, owner is not None))
     assert {"path", "metrics", "data", "arch"} <= keywords(dialect.cnn_learner).names
     assert not keywords(dialect.cnn_learner).takes_others
     from_folder = keywords(dialect.Data.from_folder.__func__, dialect.Data)
@@ -264,7 +267,8 @@ def test_what_they_still_have(check, code):
 
 
 def test_packages_that_are_missing_are_listed(check):
-    report = check("import no_such_thing.inner as n, os\nfrom nor_this import x\nimport fastprogress")
+    report = check("import no_such_thing.inner as n, os", "from nor_this import x",
+                   "import fastprogress")
     assert report.missing == ("no_such_thing", "nor_this")
     assert "aren't installed here: no_such_thing, nor_this" in str(report)
 
@@ -315,7 +319,8 @@ def test_remarks_never_change_the_code(statements, lines, magic):
     tree, problems = read_python(python_text(source))
     cell = OldCell(1, "code", source, python_text(source), tree, tuple(problems))
     count = source.count("\n") + 1
-    findings = [Finding(1, line, "today", "x", f"remark {line}.") for line in lines if line <= count]
+    findings = [Finding(1, line, "today", "x", f"remark {line}.")
+                for line in lines if line <= count]
     new = with_remarks(cell, findings)
     changed, _ = read_python(python_text(new))
     assert ast.dump(changed) == ast.dump(tree)
@@ -331,8 +336,9 @@ def test_a_converted_notebook(dialect, tmp_path):
     cells = json.loads((tmp_path / "new.ipynb").read_text())["cells"]
     assert ["".join(cell["source"]) for cell in cells] == [
         "%load_ext lessonkit.dialects", "from fastai.vision import *",
-        "data = Data.from_folder('x')\nif data:\n    # lessonkit: ImageSegment is not supported: it "
-        "held a mask. There are none.\n    mask = ImageSegment(3)"]
+        "data = Data.from_folder('x')\nif data:\n"
+        "    # lessonkit: ImageSegment is not supported: it held a mask. There are none.\n"
+        "    mask = ImageSegment(3)"]
 
 
 def test_a_converted_script(dialect, tmp_path):

@@ -2,7 +2,7 @@
 
 Most tests use small dialects in the place of the real ones, which take a while to import.
 """
-import importlib, inspect, os, subprocess, sys, textwrap
+import inspect, os, subprocess, sys, textwrap
 from types import ModuleType
 
 import pytest

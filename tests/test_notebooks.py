@@ -1,4 +1,5 @@
-"""Each notebook in a process of its own, under a time limit.
+"""Each notebook in a process of its own, under a time limit. (The process is a fork of one that has
+imported torch, which would take longer than most notebooks.)
 
 A library notebook runs with each exported cell replaced by an import of what it defines, so that
 its tests are tests of the installed module: nbdev_test by itself runs the cells and would never
@@ -9,13 +10,13 @@ against the module: those changed last, as many as its time allows. If none has 
 `make test` runs lesson 1 whole, and every cell of the other lessons and of the old notes on
 little data; `make nightly` runs all of them whole.
 """
-import os, re, shutil, subprocess, sys, symtable
+import functools, json, os, re, shutil, subprocess, sys, symtable
 from pathlib import Path
 
 import nbformat
 import pytest
 
-import changed, run_lesson
+import changed, notebook_server, run_lesson
 from tiers import NOTEBOOK_SECONDS, TIER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,17 +90,30 @@ def run(command, cwd, limit, **env):
         return None, f"{process.communicate()[0]}\nstopped after {limit} seconds"
 
 
+@functools.cache
+def server():
+    "A process that has imported torch, and forks for each notebook (tests/notebook_server.py)."
+    env = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-P", notebook_server.__file__]
+    return subprocess.Popen(command, env=env | dict(MPLBACKEND="agg"), **pipes)
+
+
 def nbdev_test(name, project, limit=LIMIT):
     """Run nbdev_test on one notebook of `project`; returns "", or what was printed if it failed.
 
     nbdev puts the project's folder on sys.path, so it must not hold lessonkit/.
     """
     assert not (project / "lessonkit").exists()
-    path = str(project / "nbs" / name)
-    code = f"from nbdev.test import nbdev_test; nbdev_test(path={path!r})"
-    status, text = run([sys.executable, "-P", "-c", code], project, limit, MPLBACKEND="agg")
+    log = project / "printed.txt"
+    job = dict(path=str(project / "nbs" / name), cwd=str(project), log=str(log), limit=limit,
+               measured=os.environ.get("COVERAGE_PROCESS_START", ""))
+    print(json.dumps(job), file=server().stdin, flush=True)
+    status, text = json.loads(server().stdout.readline()), log.read_text()
     # "No files were eligible for testing" is a success for nbdev
-    return "" if status == 0 and "Success." in text else text or "nothing was printed"
+    if status == 0 and "Success." in text: return ""
+    if status is None: return f"{text}\nstopped after {limit} seconds"
+    return text or "nothing was printed"
 
 
 @pytest.fixture

@@ -193,12 +193,19 @@ def lesson(start):
     shown["growing cycles"] = run["learn"].sched
     run("learn.save('224_all')")
     run("learn.load('224_all')")
+    shown["learner"] = run["learn"]
     run("log_preds,y = learn.TTA()")
     shown["TTA accuracy"] = run("accuracy(log_preds,y)")
     run("preds = np.argmax(log_preds, axis=1)")
     shown["TTA"] = run["log_preds"], run["y"], run["preds"]
+    run("probs = np.mean(np.exp(log_preds),0)")
+    shown["accuracy of the mean"] = run("accuracy_np(probs, y)")
     run("from sklearn.metrics import confusion_matrix\ncm = confusion_matrix(y, preds)")
     run("plot_confusion_matrix(cm, data.classes)", "confusion matrix")
+    run("tfms = tfms_from_model(resnet34, sz)")
+    run("data = ImageClassifierData.from_paths(PATH, tfms=tfms)")
+    run("learn = ConvLearner.pretrained(resnet34, data, precompute=True)")
+    shown["one epoch"] = run("learn.fit(1e-2, 1)")
     run("def binary_loss(y, p):\n"
         "    return np.mean(-(y * np.log(p) + (1-y)*np.log(1-p)))")
     run("acts = np.array([1, 0, 0, 1])\npreds = np.array([0.9, 0.1, 0.2, 0.8])")
@@ -236,7 +243,7 @@ def test_the_first_model_learns_in_three_epochs(lesson):
 
 def test_the_features_are_found_again_with_the_images_of_the_training_unchanged(lesson):
     "precompute=True leaves augmentation out; precompute=False brings it back."
-    learn = lesson["learn"]
+    learn = lesson.shown["learner"]
     learn.precompute = True
     assert learn.kit.data.augment is None
     learn.precompute = False
@@ -319,7 +326,7 @@ def test_earlier_layers_have_smaller_rates(lesson):
 
 
 def test_batch_normalization_learns_only_when_all_is_unfrozen(lesson):
-    learn = lesson["learn"]
+    learn = lesson.shown["learner"]
     assert (learn.kit.model.frozen, learn.kit.model.train_bn) == (0, True)
 
 
@@ -335,7 +342,7 @@ def test_tta_has_five_views_and_both_eras_can_average_them(lesson):
     assert type(probs) is np.ndarray and np.allclose(probs.sum(1), 1, atol=1e-5)
     assert preds.tolist() == probs.argmax(1).tolist()
     assert lesson.shown["TTA accuracy"] == pytest.approx((preds == y).mean())
-    assert lesson("accuracy_np(np.mean(np.exp(log_preds),0), y)") == lesson.shown["TTA accuracy"]
+    assert lesson.shown["accuracy of the mean"] == lesson.shown["TTA accuracy"]
 
 
 def test_the_confusion_matrix_is_printed_and_drawn(lesson):
@@ -349,11 +356,20 @@ def test_the_toy_loss(lesson):
     assert lesson.shown["binary loss"] == pytest.approx(.164252, abs=1e-6)
 
 
+def test_the_notebook_explains_its_first_model(lesson):
+    train, valid = lesson["tfms"]
+    assert (train.sz, train.augment.random_crop, train.augment.flip, valid.augment) == (64, True,
+                                                                                     False, None)
+    loss, accuracy = lesson.shown["one epoch"]
+    assert loss > 0 and 0 <= accuracy <= 1
+
+
 def test_the_kit_takes_over(lesson):
     "What the notebook has made goes on in lessonkit."
-    preds = lesson["learn"].kit.get_preds()
+    kit = lesson.shown["learner"].kit
+    preds = kit.get_preds()
     assert isinstance(preds, Preds) and preds.classes == ("cats", "dogs")
-    assert len(lesson["learn"].kit.history.fits) == 3
+    assert len(kit.history.fits) == 3
 
 
 # ---- the summary

@@ -232,6 +232,15 @@ def test_s1_confusion_matrix(s1):
     assert run("interp.confusion_matrix().sum(1).tolist()", s1) == [2] * 5
 
 
+def test_s1_finder(s1):
+    "The curve that the note shows before it unfreezes."
+    ax, = run("learn.lr_find()\nlearn.recorder.plot()", s1).axes
+    rates = [rate for line in ax.get_lines() for rate in line.get_xdata()]
+    assert ax.get_xscale() == "log"
+    assert min(rates) == pytest.approx(1e-7)
+    assert s1["learn"].kit.model.frozen == 2
+
+
 def test_s1_unfreezing_trains_everything(s1):
     before = s1["learn"].model[0][0].weight.detach().clone()
     run("learn.unfreeze()\nlearn.fit_one_cycle(4)", s1)

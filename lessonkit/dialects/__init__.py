@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['cap_epochs', 'cap_size', 'forget_remarks', 'not_supported', 'NotSupported', 'resolve_arch', 'sample_of', 'Settings',
            'settings', 'tell', 'Unsupported', 'warn_unknown', 'ignore_cuda', 'restore_cuda', 'candidates', 'choose',
-           'choose_by_names', 'names_read', 'dialect_names', 'FoundImport', 'generation_name', 'GENERATIONS',
-           'imports_in', 'modules_of', 'ROOTS', 'activate', 'deactivate', 'dialect', 'FakeModule', 'finder', 'Finder',
+           'choose_by_names', 'dialect_names', 'FoundImport', 'generation_name', 'GENERATIONS', 'imports_in',
+           'modules_of', 'names_read', 'ROOTS', 'activate', 'deactivate', 'dialect', 'FakeModule', 'finder', 'Finder',
            'load_ipython_extension', 'module_of', 'name_table', 'PATCHABLE', 'patched', 'Pending', 'STAND_INS',
            'StandInFinder', 'unload_ipython_extension', 'unsupported_part', 'UnsupportedModule']
 
-# %% ../../nbs/dialects/99_dialects.ipynb #c935a560
+# %% ../../nbs/dialects/99_dialects.ipynb #e0cfad5b
 from lessonkit.dialects.registry import (
     cap_epochs, cap_size, forget_remarks, not_supported, NotSupported, resolve_arch, sample_of,
     Settings, settings, tell, Unsupported, warn_unknown,
@@ -26,13 +26,13 @@ from lessonkit.dialects.hook import (
     unload_ipython_extension, unsupported_part, UnsupportedModule,
 )
 
-# %% ../../nbs/dialects/99_dialects.ipynb #7a4cdf09
+# %% ../../nbs/dialects/99_dialects.ipynb #912de861
 _all_ = [
     "cap_epochs", "cap_size", "forget_remarks", "not_supported", "NotSupported", "resolve_arch",
     "sample_of", "Settings", "settings", "tell", "Unsupported", "warn_unknown",
     "ignore_cuda", "restore_cuda",
-    "candidates", "choose", "choose_by_names", "names_read", "dialect_names", "FoundImport", "generation_name", "GENERATIONS",
-    "imports_in", "modules_of", "ROOTS",
+    "candidates", "choose", "choose_by_names", "dialect_names", "FoundImport", "generation_name",
+    "GENERATIONS", "imports_in", "modules_of", "names_read", "ROOTS",
     "activate", "deactivate", "dialect", "FakeModule", "finder", "Finder", "load_ipython_extension",
     "module_of", "name_table", "PATCHABLE", "patched", "Pending", "STAND_INS", "StandInFinder",
     "unload_ipython_extension", "unsupported_part", "UnsupportedModule",

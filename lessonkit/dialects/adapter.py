@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import nn, Tensor
 
 from ..core.checks import check_choices, number
 from ..core.interrupts import restoring
@@ -49,7 +49,10 @@ class WholeNetwork(nn.Module):
 
     def reset_classifier(self, *_: Any): "Nothing is removed: what remains of timm's protocol."
 
-    def forward(self, x): return self.net(x)
+    def forward(self,
+        x: Tensor, # (n,channels,h,w) float
+    ) -> Tensor:
+        return self.net(x)
 
 # %% ../../nbs/dialects/03_adapter.ipynb #e52dc095
 def check_outputs(
@@ -332,7 +335,7 @@ class _Adapted:
         now = list(self.metrics), self.loss_func
         if now != self._synced:
             kit.metrics = check_metrics(self.kit_metrics(), kit.data.task)
-            kit.trainer.loss = as_loss(self.loss_func, kit.data.kind, self.outputs)
+            kit.trainer.loss = self.kit_loss(kit.data.kind)
             self._synced = now
         wd = self.wd if self._wd_of_fit is None else self._wd_of_fit
         kit.trainer.wd, kit.model_dir = number("wd", wd, least=0), self.model_folder
@@ -340,6 +343,12 @@ class _Adapted:
     def kit_metrics(self) -> list[Callable]:
         "The metrics, as functions of `Preds`."
         return [as_metric(metric, self.outputs) for metric in as_list(self.metrics)]
+
+    def kit_loss(self,
+        kind: str, # of the task
+    ) -> Callable | None: # None: the usual one
+        "The loss, as the engine takes it."
+        return as_loss(self.loss_func, kind, self.outputs)
 
     def named_learner(self,
         data: ImageData, # of the kit

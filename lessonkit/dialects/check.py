@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generation_of', 'Report', 'check_note']
 
-# %% ../../nbs/dialects/14_check.ipynb #8b549ed5
+# %% ../../nbs/dialects/14_check.ipynb #1df7999b
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from lessonkit.dialects.generations import (
 from .notes import OldNote, read_note
 from .reading import Finding, NoteReader
 
-# %% ../../nbs/dialects/14_check.ipynb #7b030a33
+# %% ../../nbs/dialects/14_check.ipynb #191c5ca9
 def generation_of(
-    note: OldNote,
+    note: OldNote, # that was read
     generation: str | None = None, # what the user says; None: what the imports say
 ) -> tuple[str, str]: # a key of `GENERATIONS`, and what says so; "" for the user
     "Which fastai a note is for. Raises `ValueError` if its imports leave that open."
@@ -34,13 +34,13 @@ def generation_of(
     raise ValueError(f"{note.file}: {seen} fit several generations of fastai. Say which one it "
                      f"was: --generation {' or '.join(sorted(possible))}")
 
-# %% ../../nbs/dialects/14_check.ipynb #60355979
+# %% ../../nbs/dialects/14_check.ipynb #06651f7c
 _HEADINGS = dict(ignored="Accepted and ignored", unsupported="Not supported",
                  python="Not Python 3", today="Broken by today's packages")
 
 class Report(NamedTuple):
     "What is known about an old note."
-    note: OldNote
+    note: OldNote                   # that was read
     generation: str                 # a key of `GENERATIONS`
     because: str                    # what says so, such as an import
     findings: tuple[Finding, ...]   # in the order of the note
@@ -59,7 +59,7 @@ class Report(NamedTuple):
         return len(self.findings) == len(self.of_kind("ignored"))
 
     def place(self,
-        finding: Finding,
+        finding: Finding, # about this note
     ) -> str:
         "Where it is: the cell, counted from 1 with its text cells, and the line."
         line = f"line {finding.line}"
@@ -82,7 +82,7 @@ class Report(NamedTuple):
 
     def __str__(self): return "\n".join(self.lines())
 
-# %% ../../nbs/dialects/14_check.ipynb #ca4e54a8
+# %% ../../nbs/dialects/14_check.ipynb #4b6b2830
 def check_note(
     file: str | Path, # .ipynb or .py
     generation: str | None = None, # "0.7", "v1" or "v2"; None: what the imports say

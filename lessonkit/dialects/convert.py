@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['with_remarks', 'top_line', 'convert_note']
 
-# %% ../../nbs/dialects/15_convert.ipynb #754e1880
+# %% ../../nbs/dialects/15_convert.ipynb #359d0fc2
 import ast
 import json
 import textwrap
@@ -18,11 +18,11 @@ from .check import check_note, Report
 from .notes import OldCell, OldNote, python_text, read_python
 from .reading import Finding
 
-# %% ../../nbs/dialects/15_convert.ipynb #581b6a3c
+# %% ../../nbs/dialects/15_convert.ipynb #76c8f38d
 _WIDTH = 100  # of a line with a remark, in characters
 
 def with_remarks(
-    cell: OldCell,
+    cell: OldCell, # of the old note
     findings: Iterable[Finding], # about this cell
 ) -> str: # the new source
     "The source of a cell with a comment above each statement that there is something to say about."
@@ -53,7 +53,7 @@ def _same_code(cell: OldCell, source: str) -> bool:
     tree, _ = read_python(python_text(source))
     return tree is not None and ast.dump(tree) == ast.dump(cell.tree)
 
-# %% ../../nbs/dialects/15_convert.ipynb #93d26b4a
+# %% ../../nbs/dialects/15_convert.ipynb #1afb1876
 _LOAD = "%load_ext lessonkit.dialects"
 
 def top_line(
@@ -79,7 +79,7 @@ def _script_with(source: str, top: str) -> str:
         at = node.end_lineno
     return "\n".join([*lines[:at], *top.split("\n"), *lines[at:]]) if top else source
 
-# %% ../../nbs/dialects/15_convert.ipynb #8f618b0b
+# %% ../../nbs/dialects/15_convert.ipynb #a5b20964
 def convert_note(
     file: str | Path, # .ipynb or .py
     new: str | Path, # of the same kind; must not exist

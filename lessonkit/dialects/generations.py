@@ -6,7 +6,7 @@
 __all__ = ['GENERATIONS', 'ROOTS', 'generation_name', 'modules_of', 'dialect_names', 'FoundImport', 'imports_in', 'candidates',
            'choose', 'names_read', 'choose_by_names']
 
-# %% ../../nbs/dialects/01_generations.ipynb #4357a70e
+# %% ../../nbs/dialects/01_generations.ipynb #749f7052
 import ast
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import lessonkit
 
-# %% ../../nbs/dialects/01_generations.ipynb #a4809d52
+# %% ../../nbs/dialects/01_generations.ipynb #c8a18167
 GENERATIONS = {"0.7": "fastai07", "v1": "fastai1", "v2": "fastai2"}  # and their folders here
 ROOTS = ("fastai", "fastai2", "fastbook")  # the packages that old notes import
 
@@ -30,7 +30,7 @@ def generation_name(
         raise ValueError(f"no generation {text!r} of fastai: use \"0.7\", \"v1\" or \"v2\"")
     return names[plain]
 
-# %% ../../nbs/dialects/01_generations.ipynb #d0a650ea
+# %% ../../nbs/dialects/01_generations.ipynb #4951ac76
 _MODULES = {
     "0.7": """
         : adaptive_softmax column_data conv_learner core dataloader dataset executors fp16 imports
@@ -73,7 +73,7 @@ _MODULES = {
 }
 _EMPTY = {("v2", name) for name in "callback data medical tabular text vision".split()}
 
-# %% ../../nbs/dialects/01_generations.ipynb #671b098d
+# %% ../../nbs/dialects/01_generations.ipynb #19758a67
 @cache
 def modules_of(
     generation: str, # a key of `GENERATIONS`
@@ -85,7 +85,7 @@ def modules_of(
         found.update(f"{package}.{name}".strip(".") for name in names.split())
     return frozenset(found)
 
-# %% ../../nbs/dialects/01_generations.ipynb #c72883c7
+# %% ../../nbs/dialects/01_generations.ipynb #5fd508a3
 @cache
 def dialect_names(
     generation: str, # a key of `GENERATIONS`
@@ -98,7 +98,7 @@ def dialect_names(
             return frozenset(ast.literal_eval(node.value))
     return frozenset()
 
-# %% ../../nbs/dialects/01_generations.ipynb #361be848
+# %% ../../nbs/dialects/01_generations.ipynb #7d411af0
 class FoundImport(NamedTuple):
     "One import of fastai."
     module: str                    # such as "fastai.vision"
@@ -123,7 +123,7 @@ def imports_in(
         found += _imports_of(node)
     return found
 
-# %% ../../nbs/dialects/01_generations.ipynb #75d83186
+# %% ../../nbs/dialects/01_generations.ipynb #c6a1d273
 def _imports_of(node: ast.AST) -> Iterable[FoundImport]:
     "The imports that one node of the tree stands for."
     if isinstance(node, ast.Import):
@@ -149,9 +149,9 @@ def _imports_of_lines(code: str) -> list[FoundImport]:
         for node in tree.body: found += [f._replace(line=number) for f in _imports_of(node)]
     return found
 
-# %% ../../nbs/dialects/01_generations.ipynb #73ad2f7b
+# %% ../../nbs/dialects/01_generations.ipynb #ebe3124c
 def candidates(
-    found: FoundImport,
+    found: FoundImport, # in a note
 ) -> set[str]: # keys of `GENERATIONS`; empty if no generation has the module
     "The generations that an import fits."
     root, _, rest = found.module.partition(".")
@@ -170,7 +170,7 @@ def _fitting(module: str, name: str) -> set[str]:
     return as_module or as_name or filled
 
 def choose(
-    imports: Sequence[FoundImport],
+    imports: Sequence[FoundImport], # in the order of the note
     among: Iterable[str] = tuple(GENERATIONS), # generations that are still possible
 ) -> tuple[set[str], FoundImport | None]: # one generation or more; the import that decided
     "What the first unambiguous import says; else what fits all of them together."
@@ -184,7 +184,7 @@ def choose(
         remaining &= possible
     return remaining, decisive
 
-# %% ../../nbs/dialects/01_generations.ipynb #5542f3c1
+# %% ../../nbs/dialects/01_generations.ipynb #caa9f3f6
 def names_read(
     code: str, # of a script, or of a cell after IPython's transformation
 ) -> set[str]: # empty if the code can't be read

@@ -7,7 +7,7 @@ __all__ = ['STAND_INS', 'PATCHABLE', 'finder', 'dialect', 'name_table', 'unsuppo
            'Pending', 'StandInFinder', 'Finder', 'activate', 'deactivate', 'patched', 'module_of',
            'load_ipython_extension', 'unload_ipython_extension']
 
-# %% ../../nbs/dialects/01_hook.ipynb #1cf6695c
+# %% ../../nbs/dialects/01_hook.ipynb #1fb0b916
 import linecache
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from lessonkit.dialects.generations import (
 )
 from .registry import NotSupported, settings, tell, Unsupported
 
-# %% ../../nbs/dialects/01_hook.ipynb #e79be3a0
+# %% ../../nbs/dialects/01_hook.ipynb #162777c8
 def dialect(
     generation: str, # a key of `GENERATIONS`
 ) -> ModuleType:
@@ -53,7 +53,7 @@ def unsupported_part(
 class UnsupportedModule(NotSupported, ImportError):
     "An old note imports a part of fastai that the kit doesn't have."
 
-# %% ../../nbs/dialects/01_hook.ipynb #3ced1f91
+# %% ../../nbs/dialects/01_hook.ipynb #7864fb26
 _VERSIONS = {"0.7": "0.7.2", "v1": "1.0.61", "v2": "2.7.19"}
 
 class FakeModule(ModuleType):
@@ -85,7 +85,7 @@ class FakeModule(ModuleType):
         super().__delattr__(name)
         finder.patches.pop(name, None)
 
-# %% ../../nbs/dialects/01_hook.ipynb #849e45e0
+# %% ../../nbs/dialects/01_hook.ipynb #605848bb
 class Pending:
     "Stands in for a name until it is known which generation is wanted."
     def __init__(self,
@@ -106,13 +106,18 @@ class Pending:
             "what the note imports, such as fastai.vision or fastai.vision.all, or choose it by "
             'lessonkit.dialects.activate("v1")')
 
-    def __call__(self, *args, **options): return self.settle()(*args, **options)
+    def __call__(self,
+        *args: Any, # as for what is meant
+        **options: Any, # as for what is meant
+    ) -> Any:
+        "Call what is meant, if that is known by now."
+        return self.settle()(*args, **options)
 
     def __getattr__(self, name):
         if name.startswith("__"): raise AttributeError(name)
         return getattr(self.settle(), name)
 
-# %% ../../nbs/dialects/01_hook.ipynb #3fe2a310
+# %% ../../nbs/dialects/01_hook.ipynb #fe41ba4b
 _PLAIN = dict(
     np="numpy", pd="pandas", plt="matplotlib.pyplot", torch="torch", nn="torch.nn",
     F="torch.nn.functional", PIL="PIL", Path="pathlib:Path", partial="functools:partial",
@@ -123,7 +128,7 @@ def _plain(name: str) -> Any:
     module, _, attribute = _PLAIN[name].partition(":")
     return getattr(import_module(module), attribute) if attribute else import_module(module)
 
-# %% ../../nbs/dialects/01_hook.ipynb #99c6218e
+# %% ../../nbs/dialects/01_hook.ipynb #d5ca0319
 def _is_machinery(frame: FrameType) -> bool:
     "Does a frame belong to the import system or to this module?"
     file = frame.f_code.co_filename
@@ -151,7 +156,7 @@ def _second(name: str, chosen: str, having: set[str] = frozenset()) -> str:
     return (f"{name}{where} this process runs fastai {chosen}. Only one generation can be used at "
             "a time: restart the kernel for the other one")
 
-# %% ../../nbs/dialects/01_hook.ipynb #caac2e85
+# %% ../../nbs/dialects/01_hook.ipynb #13e54050
 STAND_INS = ("fastcore", "fastdownload", "fastprogress", "fastkaggle", "nbdev", "ddgs",
              "duckduckgo_search")
 PATCHABLE = {"open_image"}  # functions whose replacement by an old note takes effect
@@ -173,7 +178,7 @@ class StandInFinder:
         if name.split(".")[0] not in STAND_INS: return None
         return ModuleSpec(name, _Loader(), is_package=True)
 
-# %% ../../nbs/dialects/01_hook.ipynb #daa6ae2b
+# %% ../../nbs/dialects/01_hook.ipynb #a1309b1a
 class Finder(_Loader):
     "Finds and makes the modules of fastai, and knows which generation was chosen."
     def __init__(self):
@@ -278,13 +283,13 @@ class Finder(_Loader):
     # ---- names in modules
 
     def generation_of(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
     ) -> str | None: # None while it is open
         "The generation whose names a module has."
         return vars(module).get("_fixed") or self.generation
 
     def names_of(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
     ) -> list[str]: # what a star import brings
         "The names that a module has, as far as the generation is known."
         generation = self.generation_of(module)
@@ -293,7 +298,7 @@ class Finder(_Loader):
         return [*dialect(generation).__all__, *version]
 
     def star_names(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
         frame: FrameType, # that asks
     ) -> list[str]: # those that are known by now
         "`__all__` of a module. While the generation is open, the import is completed later."
@@ -301,7 +306,7 @@ class Finder(_Loader):
         return self.names_of(module)
 
     def note_star(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
         frame: FrameType, # of the star import
     ):
         "Choose by a star import, or remember it. Raises `ImportError` for another generation."
@@ -315,14 +320,14 @@ class Finder(_Loader):
             raise ImportError(_second(f"`{found.text}`", self.generation, possible))
 
     def version_of(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
     ) -> str:
         "The last version of that generation."
         generation = self.generation_of(module)
         return _VERSIONS.get(generation, "not known yet: import a part of fastai first")
 
     def look_up(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
         name: str, # in that module
         frame: FrameType | None = None, # that asks
     ) -> Any:
@@ -343,7 +348,7 @@ class Finder(_Loader):
         raise AttributeError(_unknown(f"{module.__name__}.{name}", generation))
 
     def look_up_open(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
         name: str, # in that module
         frame: FrameType | None, # that asks
     ) -> Any:
@@ -357,7 +362,7 @@ class Finder(_Loader):
         return Pending(module, name)
 
     def child(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
         name: str, # of a module in it
     ) -> FakeModule:
         "A module inside another one."
@@ -365,7 +370,7 @@ class Finder(_Loader):
         return module_of(fixed, inner) if fixed else import_module(inner)
 
     def remember_patch(self,
-        module: FakeModule,
+        module: FakeModule, # made up by this hook
         name: str, # in that module
         value: Any, # that an old note put there
     ):
@@ -381,7 +386,7 @@ class Finder(_Loader):
 
 finder = Finder()
 
-# %% ../../nbs/dialects/01_hook.ipynb #0f394407
+# %% ../../nbs/dialects/01_hook.ipynb #bafcbdac
 def _shell() -> Any:
     "IPython, if this is a notebook."
     module = sys.modules.get("IPython")
@@ -404,7 +409,7 @@ def _watch_cells():
     while frame and frame.f_globals is not shell.user_ns: frame = frame.f_back
     if frame: finder.cell = "".join(linecache.getlines(frame.f_code.co_filename))
 
-# %% ../../nbs/dialects/01_hook.ipynb #78700f0f
+# %% ../../nbs/dialects/01_hook.ipynb #893e6a26
 def activate(
     generation: str | None = None, # "0.7", "v1" or "v2"; None: what the imports say
     arch: str | None = None, # "packaged": the packaged network in place of named ones
@@ -441,7 +446,7 @@ def _installed() -> str:
     if not found: return "."
     return f" ({' and '.join(found)}, as installed, comes back by %unload_ext lessonkit.dialects)."
 
-# %% ../../nbs/dialects/01_hook.ipynb #c007443f
+# %% ../../nbs/dialects/01_hook.ipynb #efbfd742
 def deactivate():
     "Undo `activate`: the made-up modules are gone, and a real fastai can be imported."
     for each in (finder, finder.stand_ins):
@@ -470,7 +475,7 @@ def module_of(
         finder.children[generation, name] = FakeModule(name, generation)
     return finder.children[generation, name]
 
-# %% ../../nbs/dialects/01_hook.ipynb #b6babda0
+# %% ../../nbs/dialects/01_hook.ipynb #9657458e
 _EXTENSION = "lessonkit.dialects"
 
 def load_ipython_extension(

@@ -7,7 +7,7 @@ __all__ = ['Kind', 'Known', 'Instance', 'Several', 'Library', 'OldModule', 'Own'
            'kind_of_annotation', 'is_open', 'has_attribute', 'with_attribute', 'can_assign', 'kind_of_attribute',
            'kind_of_result', 'Keywords', 'keywords_of']
 
-# %% ../../nbs/dialects/12_kinds.ipynb #fe149c80
+# %% ../../nbs/dialects/12_kinds.ipynb #cfff3c6f
 import ast
 import builtins
 import inspect
@@ -21,20 +21,20 @@ from typing import Any, NamedTuple
 
 from .registry import NotSupported
 
-# %% ../../nbs/dialects/12_kinds.ipynb #1f3c340b
+# %% ../../nbs/dialects/12_kinds.ipynb #e2213daa
 class Known(NamedTuple):
     "A function, class or other object of the dialect."
-    value: Any
+    value: Any                 # the object itself
     owner: type | None = None  # the class it was read from
     bound: bool = False        # is its first argument given already?
 
 class Instance(NamedTuple):
     "An object of a class of the dialect."
-    type: type
+    type: type  # its class, or a base class
 
 class Several(NamedTuple):
     "A tuple."
-    items: tuple
+    items: tuple  # the kind of each item
 
 class Library(NamedTuple):
     "A module, function or class of another library."
@@ -50,7 +50,7 @@ class Own(NamedTuple):
 
 Kind = Known | Instance | Several | Library | OldModule | Own | None
 
-# %% ../../nbs/dialects/12_kinds.ipynb #f78e5dbd
+# %% ../../nbs/dialects/12_kinds.ipynb #f0e44b77
 _FOLDER = "lessonkit.dialects."
 
 def is_ours(
@@ -71,7 +71,7 @@ def kind_of_value(
         return Known(value, owner, bound)
     return Instance(type(value)) if is_ours(type(value)) else Known(value, owner, bound)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #ac32cdf9
+# %% ../../nbs/dialects/12_kinds.ipynb #6528a825
 def kind_of_annotation(
     annotation: Any, # of what a function returns, often the name of a class as a text
     space: dict, # the names of the module it is in
@@ -110,7 +110,7 @@ def _class_named(name: str, module: str) -> type:
         if inspect.isclass(value): return value
     raise NameError(name)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #9a68fe4b
+# %% ../../nbs/dialects/12_kinds.ipynb #cfcbc2b6
 @cache
 def _assigned(cls: type) -> frozenset[str]:
     "The attributes that the methods of a class set."
@@ -163,7 +163,7 @@ def can_assign(
     if isinstance(found, property): return found.fset is not None
     return has_attribute(cls, name) and not inspect.isfunction(found)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #6585be82
+# %% ../../nbs/dialects/12_kinds.ipynb #6d2582d3
 def kind_of_attribute(
     cls: type, # of a dialect
     name: str, # of an attribute
@@ -198,10 +198,10 @@ def kind_of_result(
     if annotation is None: return None
     return kind_of_annotation(annotation, getattr(function, "__globals__", {}), called.owner)
 
-# %% ../../nbs/dialects/12_kinds.ipynb #0ae6c826
+# %% ../../nbs/dialects/12_kinds.ipynb #4427b825
 class Keywords(NamedTuple):
     "What a function takes by name."
-    names: frozenset[str]
+    names: frozenset[str]       # of its parameters, and of those it passes on
     takes_others: bool = False  # are unknown ones accepted, with a warning?
     is_open: bool = False       # can't we tell what happens to unknown ones?
 
@@ -228,7 +228,7 @@ def keywords_of(
                              found.is_open or more.is_open)
     return found
 
-# %% ../../nbs/dialects/12_kinds.ipynb #52fca4f0
+# %% ../../nbs/dialects/12_kinds.ipynb #65fe55a2
 _WARNED = object()  # in the place of a function: unknown keywords are warned of
 
 def _receivers(called: Known, options: str) -> Iterable[Known | None]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['python_text', 'Problem', 'read_python', 'OldCell', 'OldNote', 'read_note', 'newest_format']
 
-# %% ../../nbs/dialects/10_notes.ipynb #b9c2fff8
+# %% ../../nbs/dialects/10_notes.ipynb #0e820210
 import ast
 import json
 import re
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# %% ../../nbs/dialects/10_notes.ipynb #e130d505
+# %% ../../nbs/dialects/10_notes.ipynb #90758583
 _PYTHON_MAGICS = ("time", "timeit", "capture", "prun", "memit", "mprun", "lprun", "debug", "python")
 _TIMED = re.compile(r"(\s*)%(?:time|timeit|prun|memit)\s+(?:-\w+\s+(?:\d+\s+)?)*(?=\S)(.*)")
 _CAUGHT = re.compile(r"(\s*)([\w, ]+?)\s*=\s*[!%](?![=]).*")  # files = !ls
@@ -56,7 +56,7 @@ def _parses(code: str) -> bool:
     except (SyntaxError, ValueError): return False
     return True
 
-# %% ../../nbs/dialects/10_notes.ipynb #db9da39d
+# %% ../../nbs/dialects/10_notes.ipynb #abf2824a
 _PYTHON_2 = [
     (re.compile(r"((?:^|[:;])\s*)print\s+(?:>>\s*[\w.]+\s*,\s*)?([^\s(=.].*?),?\s*$"),
      r"\1print(\2)", "a print statement of Python 2: write print(...)"),
@@ -90,15 +90,15 @@ def read_python(
     reason = getattr(error, "msg", None) or str(error)
     return None, [Problem(getattr(error, "lineno", 1) or 1, f"can't be read as Python: {reason}")]
 
-# %% ../../nbs/dialects/10_notes.ipynb #ad5027c5
+# %% ../../nbs/dialects/10_notes.ipynb #e055cecf
 class OldCell(NamedTuple):
     "One cell of an old note."
     number: int              # from 1, text cells counted
     kind: str                # "code", "markdown" or "raw"
-    source: str
+    source: str              # as it is in the file
     code: str = ""           # without magics; of a code cell
     tree: Any = None         # of the code; None if it can't be read
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()   # lines that Python 3 can't read
 
     def line(self,
         n: int, # from 1
@@ -109,8 +109,8 @@ class OldCell(NamedTuple):
 
 class OldNote(NamedTuple):
     "A notebook or script."
-    file: Path
-    cells: tuple[OldCell, ...]
+    file: Path                   # where it is
+    cells: tuple[OldCell, ...]   # in their order
     notebook: dict | None    # in the newest format, 4; None for a script
 
     @property
@@ -118,7 +118,7 @@ class OldNote(NamedTuple):
         "Without the text."
         return [cell for cell in self.cells if cell.kind == "code"]
 
-# %% ../../nbs/dialects/10_notes.ipynb #ba4b673a
+# %% ../../nbs/dialects/10_notes.ipynb #fb64255f
 def read_note(
     file: str | Path, # .ipynb or .py
 ) -> OldNote:
@@ -147,7 +147,7 @@ def _cell(number: int, kind: str, source: str) -> OldCell:
 def _joined(source: str | Sequence[str]) -> str:
     return source if isinstance(source, str) else "".join(source)
 
-# %% ../../nbs/dialects/10_notes.ipynb #e2781b88
+# %% ../../nbs/dialects/10_notes.ipynb #ba58c3a5
 def newest_format(
     notebook: dict, # as it is in the file
 ) -> dict: # of format 4

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'bound_names', 'NoteReader']
 
-# %% ../../nbs/dialects/13_reading.ipynb #dbfd4747
+# %% ../../nbs/dialects/13_reading.ipynb #31de3478
 import ast
 import builtins
 import inspect
@@ -23,7 +23,7 @@ from .notes import OldCell
 from .registry import NotSupported, Unsupported
 from .today import dropped, is_missing, wrong_arguments, wrong_method
 
-# %% ../../nbs/dialects/13_reading.ipynb #fd224e20
+# %% ../../nbs/dialects/13_reading.ipynb #13849e29
 class Finding(NamedTuple):
     "Something to say about a line of a note."
     cell: int    # number of the cell, from 1
@@ -53,7 +53,7 @@ def bound_names(
             found.add(node.name)
     return found
 
-# %% ../../nbs/dialects/13_reading.ipynb #d2e0a535
+# %% ../../nbs/dialects/13_reading.ipynb #3ae69ed2
 class _Statements:
     "Goes through the cells and the statements in them."
     def __init__(self,
@@ -92,16 +92,16 @@ class _Statements:
         if finding not in self.findings: self.findings.append(finding)
 
     def visit(self,
-        node: ast.stmt,
+        node: ast.stmt, # in a cell, or in another statement
     ):
         "Read one statement, and those inside it."
         self.statement = getattr(node, "lineno", self.statement)
-        handler = getattr(self, f"visit_{type(node).__name__.lower()}", None)
+        handler = getattr(self, f"_visit_{type(node).__name__.lower()}", None)
         if handler: handler(node)
         else: self.visit_parts(node)
 
     def visit_parts(self,
-        node: ast.AST,
+        node: ast.AST, # of any kind
     ):
         "Read the expressions and statements of a node, in their order."
         for part in ast.iter_child_nodes(node):
@@ -109,46 +109,46 @@ class _Statements:
             elif isinstance(part, ast.expr): self.kind(part)
             else: self.visit_parts(part)
 
-    def visit_assign(self, node: ast.Assign):
+    def _visit_assign(self, node: ast.Assign):
         "`a = b`"
         self.assigned = node.value
         kind = self.kind(node.value)
         for target in node.targets: self.bind(target, kind)
 
-    def visit_annassign(self, node: ast.AnnAssign):
+    def _visit_annassign(self, node: ast.AnnAssign):
         "`a: int = b`"
         self.bind(node.target, self.kind(node.value) if node.value else None)
 
-    def visit_for(self, node: ast.For):
+    def _visit_for(self, node: ast.For):
         "`for a in b:`"
         self.bind(node.target, self.item_kind(self.kind(node.iter)))
         for part in [*node.body, *node.orelse]: self.visit(part)
 
-    def visit_with(self, node: ast.With):
+    def _visit_with(self, node: ast.With):
         "`with a as b:`"
         for item in node.items:
             self.kind(item.context_expr)
             if item.optional_vars: self.bind(item.optional_vars, None)
         for part in node.body: self.visit(part)
 
-    def visit_delete(self, node: ast.Delete):
+    def _visit_delete(self, node: ast.Delete):
         "`del a`"
         for target in node.targets:
             if isinstance(target, ast.Name): self.variables.pop(target.id, None)
 
-    def visit_return(self, node: ast.Return):
+    def _visit_return(self, node: ast.Return):
         "`return a`: remembered for the function that it is in."
         self.assigned = node.value
         kind = self.kind(node.value) if node.value else None
         self.variables.setdefault("return ", kind)
 
-    def visit_functiondef(self, node: ast.FunctionDef):
+    def _visit_functiondef(self, node: ast.FunctionDef):
         "A function: its body is read once, with arguments that nothing is known about."
         for part in [*node.decorator_list, *node.args.defaults]: self.kind(part)
         result = self.inside(node.args, node.body)
         self.variables[node.name] = Own(result) if not node.decorator_list else None
 
-    def visit_classdef(self, node: ast.ClassDef):
+    def _visit_classdef(self, node: ast.ClassDef):
         "A class: its methods are read like functions; its instances are the note's own affair."
         for part in [*node.bases, *node.decorator_list]: self.kind(part)
         before = dict(self.variables)
@@ -156,7 +156,7 @@ class _Statements:
         self.variables = before | {node.name: None}
 
     def inside(self,
-        arguments: ast.arguments,
+        arguments: ast.arguments, # of the function
         body: list, # statements, or one expression
     ) -> Kind: # of what is returned
         "Read the inside of a function."
@@ -171,10 +171,10 @@ class _Statements:
         self.variables = before
         return result
 
-# %% ../../nbs/dialects/13_reading.ipynb #4e4a840f
+# %% ../../nbs/dialects/13_reading.ipynb #664cee07
 class _Imports(_Statements):
     "Adds imports."
-    def visit_import(self, node: ast.Import):
+    def _visit_import(self, node: ast.Import):
         "`import a.b as c`"
         for alias in node.names:
             root = alias.name.split(".")[0]
@@ -187,7 +187,7 @@ class _Imports(_Statements):
                 kind = Library(alias.name if alias.asname else root)
             self.variables[alias.asname or root] = kind
 
-    def visit_importfrom(self, node: ast.ImportFrom):
+    def _visit_importfrom(self, node: ast.ImportFrom):
         "`from a.b import c`"
         module = node.module or ""
         is_old = module.split(".")[0] in ROOTS and not node.level
@@ -238,19 +238,19 @@ class _Imports(_Statements):
         did, instead = self.unsupported[key]
         self.say("unsupported", name, f"{name} is not supported: it {did}. {instead}")
 
-# %% ../../nbs/dialects/13_reading.ipynb #4d38671a
+# %% ../../nbs/dialects/13_reading.ipynb #c9d7e6b4
 class _Names(_Imports):
     "Adds names and attributes."
     def kind(self,
-        node: ast.expr,
+        node: ast.expr, # in a statement
     ) -> Kind:
         "Read an expression, with all that is in it, and say what it is."
-        handler = getattr(self, f"kind_of_{type(node).__name__.lower()}", None)
+        handler = getattr(self, f"_kind_of_{type(node).__name__.lower()}", None)
         if handler: return handler(node)
         self.visit_parts(node)
         return None
 
-    def kind_of_name(self, node: ast.Name) -> Kind:
+    def _kind_of_name(self, node: ast.Name) -> Kind:
         "A variable, or a name of the star import."
         name = node.id
         if name in self.variables: return self.variables[name]
@@ -289,7 +289,10 @@ class _Names(_Imports):
         if isinstance(value, FakeModule): return OldModule(value.__name__.partition(".")[2])
         return kind
 
-    def module_attribute(self, module: OldModule, name: str) -> Kind:
+    def module_attribute(self,
+        module: OldModule, # of fastai
+        name: str, # in it
+    ) -> Kind:
         "A name in a module of fastai."
         if name in self.space.__all__: return self.dialect_name(name)
         inner = f"{module.name}.{name}".strip(".")
@@ -302,7 +305,7 @@ class _Names(_Imports):
                      f"of fastai {self.generation} that lessonkit knows")
         return None
 
-    def kind_of_attribute(self, node: ast.Attribute) -> Kind:
+    def _kind_of_attribute(self, node: ast.Attribute) -> Kind:
         "`a.b`"
         kind = self.kind(node.value)
         if isinstance(kind, OldModule): return self.module_attribute(kind, node.attr)
@@ -350,10 +353,10 @@ class _Names(_Imports):
         self.used[full]
         return kind_of_attribute(having or cls, name, bound)
 
-# %% ../../nbs/dialects/13_reading.ipynb #7d0eece9
+# %% ../../nbs/dialects/13_reading.ipynb #c3830554
 class NoteReader(_Names):
     "Reads the cells of a note that was written for one generation."
-    def kind_of_call(self, node: ast.Call) -> Kind:
+    def _kind_of_call(self, node: ast.Call) -> Kind:
         "`a(b, c=d)`"
         is_used = node is self.assigned
         if text := wrong_method(node, is_used): self.say("today", ast.unparse(node.func), text)
@@ -390,7 +393,7 @@ class NoteReader(_Names):
                          "keyword here")
             else: self.say("unsupported", shown, f"{full} takes no {keyword}= here: leave it out")
 
-    def kind_of_subscript(self, node: ast.Subscript) -> Kind:
+    def _kind_of_subscript(self, node: ast.Subscript) -> Kind:
         "`a[b]`"
         kind = self.kind(node.value)
         self.kind(node.slice)
@@ -401,27 +404,27 @@ class NoteReader(_Names):
             return kind_of_result(kind_of_attribute(kind.type, "__getitem__"))
         return kind if isinstance(node.slice, ast.Slice) else None
 
-    def kind_of_tuple(self, node: ast.Tuple) -> Kind:
+    def _kind_of_tuple(self, node: ast.Tuple) -> Kind:
         "`a, b`"
         return Several(tuple(self.kind(part) for part in node.elts))
 
-    def kind_of_ifexp(self, node: ast.IfExp) -> Kind:
+    def _kind_of_ifexp(self, node: ast.IfExp) -> Kind:
         "`a if b else c`"
         self.kind(node.test)
         first, second = self.kind(node.body), self.kind(node.orelse)
         return second if first is None else first
 
-    def kind_of_namedexpr(self, node: ast.NamedExpr) -> Kind:
+    def _kind_of_namedexpr(self, node: ast.NamedExpr) -> Kind:
         "`(a := b)`"
         kind = self.kind(node.value)
         self.bind(node.target, kind)
         return kind
 
-    def kind_of_lambda(self, node: ast.Lambda) -> Kind:
+    def _kind_of_lambda(self, node: ast.Lambda) -> Kind:
         "`lambda a: b`"
         return Own(self.inside(node.args, [node.body]))
 
-    def kind_of_comprehension(self, node: Any) -> Kind:
+    def _kind_of_comprehension(self, node: Any) -> Kind:
         "`[a for b in c]` and the like"
         before = dict(self.variables)
         for part in node.generators:
@@ -432,8 +435,8 @@ class NoteReader(_Names):
         self.variables = before
         return None
 
-    kind_of_listcomp = kind_of_setcomp = kind_of_comprehension
-    kind_of_dictcomp = kind_of_generatorexp = kind_of_comprehension
+    _kind_of_listcomp = _kind_of_setcomp = _kind_of_comprehension
+    _kind_of_dictcomp = _kind_of_generatorexp = _kind_of_comprehension
 
     def item_kind(self,
         kind: Kind, # of what is iterated over
@@ -456,7 +459,9 @@ class NoteReader(_Names):
         elif isinstance(target, ast.Attribute): self.bind_attribute(target)
         else: self.kind(target)
 
-    def bind_attribute(self, target: ast.Attribute):
+    def bind_attribute(self,
+        target: ast.Attribute, # left of `=`
+    ):
         "`a.b = c`: has that an effect?"
         owner = self.kind(target.value)
         if not isinstance(owner, Instance): return

@@ -4,7 +4,14 @@
 
 # %% auto #0
 __all__ = ['cv2', 'sns', 'bcolz', 'graphviz', 'IPython', 'FileLink', 'tqdm', 'trange', 'tqdm_notebook', 'tnrange', 'widgets',
-           'interact', 'interactive', 'fixed', 'USE_GPU', 'IS_TORCH_04', 'if_installed']
+           'interact', 'interactive', 'fixed', 'USE_GPU', 'IS_TORCH_04', 'if_installed', 'abstractmethod', 'animation',
+           'attrgetter', 'backends', 'chain', 'collections', 'Compose', 'contextlib', 'copy', 'Counter', 'cuda',
+           'Dataset', 'datetime', 'ensemble', 'F', 'FloatTensor', 'glob', 'iglob', 'Image', 'ImageEnhance', 'ImageOps',
+           'IntEnum', 'Iterable', 'itemgetter', 'itertools', 'json', 'kaiming_normal', 'kaiming_uniform', 'LongTensor',
+           'math', 'matplotlib', 'metrics', 'nn', 'np', 'optim', 'OrderedDict', 'os', 'partial', 'Path', 'pd', 'pdb',
+           'pickle', 'PIL', 'plt', 'preprocessing', 'ProcessPoolExecutor', 'random', 'rcParams', 're', 'scipy',
+           'shutil', 'sklearn', 'string', 'sys', 'TensorDataset', 'ThreadPoolExecutor', 'threading', 'time', 'torch',
+           'torchvision', 'Variable', 'warnings']
 
 # %% ../../../nbs/dialects/fastai07/91_bystanders.ipynb #005f26f1
 import collections
@@ -88,3 +95,17 @@ interactive = if_installed("ipywidgets", "interactive")
 fixed = if_installed("ipywidgets", "fixed")
 USE_GPU = torch.cuda.is_available()
 IS_TORCH_04 = True  # or newer
+
+_all_ = [
+    "abstractmethod", "animation", "attrgetter", "backends", "bcolz", "chain", "collections",
+    "Compose", "contextlib", "copy", "Counter", "cuda", "cv2", "Dataset", "datetime",
+    "ensemble", "F", "FileLink", "fixed", "FloatTensor", "glob", "graphviz", "iglob", "Image",
+    "ImageEnhance", "ImageOps", "IntEnum", "interact", "interactive", "IPython", "IS_TORCH_04",
+    "Iterable", "itemgetter", "itertools", "json", "kaiming_normal", "kaiming_uniform",
+    "LongTensor", "math", "matplotlib", "metrics", "nn", "np", "optim", "OrderedDict", "os",
+    "partial", "Path", "pd", "pdb", "pickle", "PIL", "plt", "preprocessing",
+    "ProcessPoolExecutor", "random", "rcParams", "re", "scipy", "shutil", "sklearn", "sns",
+    "string", "sys", "TensorDataset", "ThreadPoolExecutor", "threading", "time", "tnrange",
+    "torch", "torchvision", "tqdm", "tqdm_notebook", "trange", "USE_GPU", "Variable",
+    "warnings", "widgets",
+]

@@ -71,7 +71,8 @@ def read_cycles(
     cycle_len = whole_number("cycle_len", cycle_len)
     n, length = capped_cycles(n_cycle, cycle_len, cycle_mult)
     ends = cycle_ends(n, length, cycle_mult)
-    if not (use_clr or use_clr_beta): return Cycles(ends[-1], sgdr(n, length, cycle_mult), still, ends)
+    if not (use_clr or use_clr_beta):
+        return Cycles(ends[-1], sgdr(n, length, cycle_mult), still, ends)
     ends = tuple(range(length, ends[-1] + 1, length))  # these cycles don't grow
     rate, moms = _of_cycle(use_clr, use_clr_beta)
     n = len(ends)

@@ -339,14 +339,13 @@ class _Predicting(_Layers):
         """
         (name, ds), kit, data = self._set(is_test), self.kit, self._own.kit
         loader, augment = named_loader(data, name), data.augment
-        if augment in (None, NO_AUGMENT):
-            plain = [outputs_of(kit.get_preds(name), ds.n)]
-            views = plain * n_aug
+        if augment in (None, NO_AUGMENT): views = [kit.get_preds(name)] * (n_aug + 1)
         else:
             found = tta_set(kit.model, loader, augment, kit.engine, data.task, n=n_aug,
                             seed=kit.trainer.seed)
-            plain, views = [outputs_of(found.plain, ds.n)], [outputs_of(p, ds.n) for p in found.views]
-        return np.stack(plain * -(-n_aug // 4) + views).view(Views), ds.y
+            views = [found.plain, *found.views]
+        plain, *varied = (outputs_of(preds, ds.n) for preds in views)
+        return np.stack([plain] * -(-n_aug // 4) + varied).view(Views), ds.y
 
     def predict_array(self,
         arr: np.ndarray, # (n,3,h,w) float, standardized, as `ds[i]` gives it
@@ -514,7 +513,8 @@ class Learner(_Predicting):
     def _find(self, start_lr: Any, end_lr: float, steps: int, wds: Any, linear: bool, **options):
         kit = self.kit
         kit.trainer.optimizer = with_decay(self.opt_fn or SGD_Momentum(.9), self._decays(wds))
-        found = kit.lr_find(self._rates(start_lr), end_lr, steps, linear, show_plot=False, **options)
+        found = kit.lr_find(self._rates(start_lr), end_lr, steps, linear, show_plot=False,
+                            **options)
         self.sched = LR_Finder(found)
 
 class ConvLearner(Learner):

@@ -133,7 +133,10 @@ class EarlyStoppingCallback(TrackerCallback):
         super().__init__(learn, monitor, mode)
         self.min_delta, self.patience = min_delta, patience
 
-    def ask(self, plan, learn):
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
         stop = StopWithoutProgress(self.monitor, self.patience + 1, self.min_delta, self.mode)
         plan.epoch_functions.append(stop)
 
@@ -153,7 +156,10 @@ class SaveModelCallback(TrackerCallback):
             warnings.warn(f"SaveModelCallback: every is 'improvement' or 'epoch'; got {every!r}, "
                           "so it saves each improvement", stacklevel=2)
 
-    def ask(self, plan, learn):
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
         save = SaveEpochs(learn, self.monitor, self.name, self.every, 0., self.mode)
         plan.epoch_functions.append(save)
         plan.after.append(save.restore)
@@ -173,7 +179,10 @@ class ReduceLROnPlateauCallback(TrackerCallback):
         self.patience, self.factor = patience, factor
         self.min_delta, self.min_lr = min_delta, min_lr
 
-    def ask(self, plan, learn):
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
         mode = "min" if Watched(self.monitor, 0., self.mode).lower else "max"
         reduce = ReduceOnPlateau(self.monitor, self.factor, self.patience + 1, self.min_delta, mode,
                                  self.min_lr)
@@ -191,7 +200,11 @@ class MixUpCallback(LearnerCallback):
         super().__init__(learn)
         self.alpha = alpha
 
-    def ask(self, plan, learn): plan.mix["mixup"] = self.alpha
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
+        plan.mix["mixup"] = self.alpha
 
 class GradientClipping(LearnerCallback):
     "Limits the length of the gradient."
@@ -202,7 +215,10 @@ class GradientClipping(LearnerCallback):
         super().__init__(learn)
         self.clip = clip
 
-    def ask(self, plan, learn):
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
         if self.clip: plan.options["clip"] = self.clip
 
 class AccumulateScheduler(LearnerCallback):
@@ -215,11 +231,18 @@ class AccumulateScheduler(LearnerCallback):
         super().__init__(learn)
         self.n_step = n_step
 
-    def ask(self, plan, learn): plan.options["accumulate"] = self.n_step
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
+        plan.options["accumulate"] = self.n_step
 
 class BnFreeze(LearnerCallback):
     "Keeps batch normalization of frozen layers as it is."
-    def ask(self, plan, learn):
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
         model = learn.kit.model
         def freeze():
             model.train_bn = False
@@ -228,7 +251,11 @@ class BnFreeze(LearnerCallback):
 
 class TerminateOnNaNCallback(Callback):
     "Nothing: training always ends when the loss is not a finite number."
-    def ask(self, plan, learn): "Nothing has to be asked for."
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
+        "Nothing has to be asked for."
 
 class CSVLogger(LearnerCallback):
     "Writes the rows of the table to a file in the learner's folder."
@@ -250,12 +277,18 @@ class CSVLogger(LearnerCallback):
         import pandas as pd
         return pd.read_csv(self.path)
 
-    def ask(self, plan, learn):
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
         plan.observers.append(RowLogger(self.path, self.append))
 
 class ShowGraph(LearnerCallback):
     "Draws the losses while a model trains, in a notebook."
-    def ask(self, plan, learn):
+    def ask(self,
+        plan: FitPlan, # of the fit that is about to begin
+        learn: Any, # the v1 learner
+    ):
         plot = LivePlot(learn.kit)
         plan.before.append(plot.__enter__)
         plan.after.append(plot.__exit__)

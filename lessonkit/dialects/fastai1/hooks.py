@@ -25,7 +25,11 @@ class Hook:
         register = m.register_forward_hook if is_forward else m.register_full_backward_hook
         self.hook, self.removed = register(self.hook_fn), False
 
-    def hook_fn(self, module, input, output):
+    def hook_fn(self,
+        module: nn.Module, # that has run
+        input: Any, # what it was given
+        output: Any, # what it put out
+    ):
         "Called by torch."
         if self.detach:
             input, output = (_detached(values) for values in (input, output))

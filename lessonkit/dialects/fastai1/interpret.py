@@ -17,7 +17,7 @@ from torch import Tensor
 from ...data.loader import Loader
 from ..adapter import present
 from .databunch import DataBunch
-from .predicting import which_set
+from .predicting import v1_targets, which_set
 from ..registry import warn_unknown
 from ...plot.figures import PLAIN_TEXT, show_images
 from ...plot.pictures import model_views
@@ -43,6 +43,7 @@ class Interpretation:
         if len(known) != len(preds):
             raise ValueError(f"{len(preds)} predictions for {len(known)} images: an interpretation "
                              "has those of a whole set")
+        if known.targets is not None: y_true = y_true.view_as(known.targets)
         self.kit_preds = replace(known, probs=preds, targets=y_true, losses=losses)
 
     @classmethod
@@ -64,7 +65,7 @@ class Interpretation:
     @property
     def y_true(self) -> Tensor:
         "(n,) classes; or (n,n_out) labels or numbers."
-        return self.kit_preds.targets
+        return v1_targets(self.kit_preds.targets)
 
     @property
     def losses(self) -> Tensor:

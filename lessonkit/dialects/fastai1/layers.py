@@ -25,7 +25,10 @@ class Module(nn.Module):
         nn.Module.__init__(module)
         return module
 
-    def __init__(self, *args: Any, **options: Any): "Nothing: `__new__` has prepared the module."
+    def __init__(self,
+        *args: Any, # have no effect
+        **options: Any, # have no effect
+    ): "Nothing: `__new__` has prepared the module."
 
 class Lambda(Module):
     "A function as a module."
@@ -33,7 +36,10 @@ class Lambda(Module):
         func: Callable, # of a tensor
     ): self.func = func
 
-    def forward(self, x): return self.func(x)
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
+        return self.func(x)
 
 class View(Module):
     "Another shape."
@@ -41,7 +47,10 @@ class View(Module):
         *size: int, # of all dimensions
     ): self.size = size
 
-    def forward(self, x): return x.view(self.size)
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
+        return x.view(self.size)
 
 class ResizeBatch(Module):
     "Another shape of each item."
@@ -49,7 +58,10 @@ class ResizeBatch(Module):
         *size: int, # of all dimensions but the first
     ): self.size = size
 
-    def forward(self, x): return x.view((x.size(0),) + self.size)
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
+        return x.view((x.size(0),) + self.size)
 
 class Flatten(Module):
     "One row for each item; or for the whole batch."
@@ -57,7 +69,10 @@ class Flatten(Module):
         full: bool = False, # the whole batch?
     ): self.full = full
 
-    def forward(self, x): return x.view(-1) if self.full else x.reshape(x.size(0), -1)
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
+        return x.view(-1) if self.full else x.reshape(x.size(0), -1)
 
 class AdaptiveConcatPool2d(Module):
     "Maxima and averages over parts of a map, side by side."
@@ -68,7 +83,10 @@ class AdaptiveConcatPool2d(Module):
         self.ap = nn.AdaptiveAvgPool2d(self.output_size)
         self.mp = nn.AdaptiveMaxPool2d(self.output_size)
 
-    def forward(self, x): return torch.cat([self.mp(x), self.ap(x)], 1)
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
+        return torch.cat([self.mp(x), self.ap(x)], 1)
 
 def sigmoid_range(
     x: Tensor, # float
@@ -85,7 +103,10 @@ class SigmoidRange(Module):
         high: float, # largest value
     ): self.low, self.high = low, high
 
-    def forward(self, x): return sigmoid_range(x, self.low, self.high)
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
+        return sigmoid_range(x, self.low, self.high)
 
 class MergeLayer(Module):
     "The sum (or the concatenation) of a layer's input and output, inside `SequentialEx`."
@@ -93,7 +114,10 @@ class MergeLayer(Module):
         dense: bool = False, # concatenate?
     ): self.dense = dense
 
-    def forward(self, x): return torch.cat([x, x.orig], 1) if self.dense else x + x.orig
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
+        return torch.cat([x, x.orig], 1) if self.dense else x + x.orig
 
 class SequentialEx(Module):
     "As `nn.Sequential`; its layers find its input as `x.orig`."
@@ -101,7 +125,9 @@ class SequentialEx(Module):
         *layers: nn.Module, # one after the other
     ): self.layers = nn.ModuleList(layers)
 
-    def forward(self, x):
+    def forward(self,
+        x: Tensor, # float
+    ) -> Tensor:
         out = x
         for layer in self.layers:
             out.orig = x

@@ -26,7 +26,9 @@ from .interpret import ClassificationInterpretation
 from .layers import bn_drop_lin, flatten_model, init_default
 from .losses import BCEWithLogitsFlat, CrossEntropyFlat, MSELossFlat
 from .metrics import CallbackMetric
-from .predicting import as_item, image_of, in_v1_form, which_set
+from lessonkit.dialects.fastai1.predicting import (
+    as_item, image_of, in_v1_form, which_set, WithV1Targets,
+)
 from .recorder import Recorder
 from ..registry import cap_epochs, not_supported, tell, warn_unknown
 from ...plot.pictures import plot_items
@@ -88,7 +90,8 @@ class _Settings(LearnerAdapter):
 
     def _options(self) -> dict:
         "Options of the kit's learner, whatever the network."
-        return dict(optimizer=v1_optimizer(self.opt_func, self.true_wd), device=str(defaults.device))
+        optimizer = v1_optimizer(self.opt_func, self.true_wd)
+        return dict(optimizer=optimizer, device=str(defaults.device))
 
     @property
     def data(self) -> DataBunch:
@@ -110,8 +113,15 @@ class _Settings(LearnerAdapter):
 
     def kit_metrics(self):
         def function(metric):
-            return CallbackMetric(metric) if hasattr(metric, "on_batch_end") else metric
+            if isinstance(metric, type): metric = metric()
+            if hasattr(metric, "on_batch_end"): metric = CallbackMetric(metric)
+            return WithV1Targets(metric) if self.data.kit.kind == "number" else metric
         return [as_metric(function(m), self.outputs) for m in as_list(self.metrics)]
+
+    def kit_loss(self, kind):
+        loss = super().kit_loss(kind)
+        of_torch = (getattr(loss, "__module__", None) or "torch").startswith("torch.")
+        return loss if loss is None or kind != "number" or of_torch else WithV1Targets(loss)
 
     @property
     def layer_groups(self) -> list[nn.Sequential]:
@@ -253,7 +263,8 @@ class _Training(_Settings):
         is_train = dl is not None and dl is getattr(self.data, "train_dl", None)
         try:
             if metrics is not None: self.metrics = as_list(metrics)
-            scores = compute_scores(kit.get_preds("train" if is_train else "valid"), self.kit.metrics)
+            preds = kit.get_preds("train" if is_train else "valid")
+            scores = compute_scores(preds, self.kit.metrics)
         finally: self.metrics = own
         return [torch.tensor(value) for value in scores.values()]
 
@@ -425,8 +436,8 @@ class Learner(_Predicting):
                           "learn.load the weights.")
         path = exported_file(self.path, file)
         if path.name != Path(file).name:
-            tell(f"{Path(file).name!r} becomes {path.name!r}: a file of weights and settings instead "
-                 "of a pickle. load_learner finds it under both names.")
+            tell(f"{Path(file).name!r} becomes {path.name!r}: a file of weights and settings "
+                 "instead of a pickle. load_learner finds it under both names.")
         kit.export(path)
 
     def purge(self,

@@ -45,7 +45,8 @@ class LoadedLearner:
         self.exported, self.path = exported, path
         items = getattr(test, "items", test)
         self.test_ds = None if items is None else TestItems(items)
-        self.data = SimpleNamespace(classes=list(exported.classes), c=exported.task.n_out, path=path,
+        classes, c = list(exported.classes), exported.task.n_out
+        self.data = SimpleNamespace(classes=classes, c=c, path=path,
                                     test_ds=self.test_ds, kit=exported)
 
     @property
@@ -111,7 +112,8 @@ def load_learner(
     Raises `FileNotFoundError`, also for a pickle of fastai; `CheckpointError` for a damaged file.
     """
     file = options.pop("fname", file)
-    warn_unknown("load_learner", [o for o in options if o != "num_workers"], ("file", "test", "bs"))
+    others = [o for o in options if o != "num_workers"]
+    warn_unknown("load_learner", others, ("file", "test", "bs"))
     found = exported_file(path, file)
     old = Path(path)/file
     if not found.exists() and old.is_file():

@@ -39,7 +39,10 @@ class FlattenedLoss:
 
     def __repr__(self): return f"FlattenedLoss of {self.func}"
 
-    def __call__(self, input, target):
+    def __call__(self,
+        input: Tensor, # (n,...) float
+        target: Tensor, # (n,...)
+    ) -> Tensor:
         input = input.transpose(self.axis, -1).contiguous()
         target = target.contiguous()
         if self.is_2d: return self.func(input.view(-1, input.shape[-1]), target.view(-1))
@@ -109,7 +112,11 @@ class LabelSmoothingCrossEntropy(nn.Module):
 
 class NoopLoss(nn.Module):
     "Just the mean of the output."
-    def forward(self, output, *args): return output.mean()
+    def forward(self,
+        output: Tensor, # float
+        *args: Any, # have no effect
+    ) -> Tensor:
+        return output.mean()
 
 class NoneReduceOnCPU:
     "A context in which a loss gives one number for each item."

@@ -196,13 +196,19 @@ class _ByClass(OverAll):
 
 class Precision(_ByClass):
     "Of the images that were called a class, the share that are of that class."
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         counts = count_pairs(input, targs)
         return self.averaged(self.parts(counts)[0], counts, self.average)
 
 class Recall(_ByClass):
     "Of the images of a class, the share that were called so."
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         counts = count_pairs(input, targs)
         average = "weighted" if self.average == "micro" else self.average
         return self.averaged(self.parts(counts)[1], counts, average)
@@ -218,7 +224,10 @@ class FBeta(_ByClass):
         super().__init__(average, pos_label, eps)
         self.beta = beta
 
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         counts = count_pairs(input, targs)
         precision, recall = self.parts(counts)
         if self.average == "micro": precision = recall = accuracy(input, targs)[None]
@@ -234,7 +243,10 @@ class KappaScore(OverAll):
         weights: str | None = None, # None, "linear" or "quadratic": what near misses count
     ): self.weights = weights
 
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         counts = count_pairs(input, targs)
         c = len(counts)
         apart = (torch.arange(c)[:, None] - torch.arange(c)).abs().float()
@@ -248,7 +260,10 @@ class KappaScore(OverAll):
 
 class MatthewsCorreff(OverAll):
     "The Matthews correlation coefficient."
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         counts = count_pairs(input, targs).double()
         actual, said, n = counts.sum(1), counts.sum(0), counts.sum()
         both = counts.trace() * n - actual @ said
@@ -278,7 +293,10 @@ def auc_roc_score(
 
 class AUROC(OverAll):
     "The area under the receiver operating characteristic, of the last class."
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         scores = input.softmax(1)[:, -1] if input.ndim > 1 else input
         return auc_roc_score(scores, targs)
 
@@ -295,7 +313,10 @@ class MultiLabelFbeta(OverAll):
         self.beta, self.eps, self.thresh = beta, eps, thresh
         self.sigmoid, self.average = sigmoid, average
 
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         said = (input.sigmoid() if self.sigmoid else input) > self.thresh
         true = targs.bool()
         hits, called, there = ((a.float().sum(0)) for a in (said & true, said, true))
@@ -309,7 +330,11 @@ class MultiLabelFbeta(OverAll):
 class _OfNumbers(OverAll):
     "One of the functions above as an object."
     measure = None
-    def __call__(self, input, targs): return type(self).measure(input, targs)
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
+        return type(self).measure(input, targs)
 
 class R2Score(_OfNumbers):
     "The coefficient of determination."
@@ -342,7 +367,10 @@ class CallbackMetric:
     ):
         self.callback, self.name = callback, camel2snake(type(callback).__name__)
 
-    def __call__(self, input, targs):
+    def __call__(self,
+        input: Tensor, # (n,c) float
+        targs: Tensor, # (n,) classes, or as many numbers
+    ) -> Tensor:
         callback = self.callback
         for event in ("on_train_begin", "on_epoch_begin"):
             if hasattr(callback, event): getattr(callback, event)(metrics_names=[], epoch=0)

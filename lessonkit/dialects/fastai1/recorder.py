@@ -38,7 +38,8 @@ def trimmed(
     "Part of a run."
     end = max(skip_start, len(record.losses) - skip_end)
     def part(values): return values[skip_start:end]
-    epochs = [(row, last) for row, last in zip(record.rows, record.ends) if skip_start < last <= end]
+    epochs = [(row, last) for row, last in zip(record.rows, record.ends)
+              if skip_start < last <= end]
     return replace(record, losses=part(record.losses), smooth=part(record.smooth),
                    lrs=part(record.lrs), moms=part(record.moms), rows=[row for row, _ in epochs],
                    ends=[last - skip_start for _, last in epochs])

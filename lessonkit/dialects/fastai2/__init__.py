@@ -155,12 +155,14 @@ from lessonkit.dialects.fastai2.images import (
     show_images, subplots, tensor, TensorBase, TensorCategory, TensorImage, TensorImageBW,
     TensorMultiCategory, to_cpu, to_device, to_np,
 )
+from lessonkit.dialects.fastai2.item_tfms import (
+    CropPad, DisplayedTransform, ItemTransform, PadMode, RandomCrop, RandomResizedCrop,
+    RandTransform, Resize, ResizeMethod, Transform,
+)
 from lessonkit.dialects.fastai2.transforms import (
-    AffineCoordTfm, aug_transforms, Brightness, cifar_stats, Contrast, CropPad, Dihedral,
-    DihedralItem, DisplayedTransform, Flip, FlipItem, Hue, imagenet_stats, IntToFloatTensor,
-    ItemTransform, mnist_stats, Normalize, PadMode, RandomCrop, RandomErasing,
-    RandomResizedCrop, RandomResizedCropGPU, RandTransform, Resize, ResizeMethod, Rotate,
-    Saturation, setup_aug_tfms, ToTensor, Transform, Warp, Zoom,
+    AffineCoordTfm, aug_transforms, Brightness, cifar_stats, Contrast, Dihedral, DihedralItem,
+    Flip, FlipItem, Hue, imagenet_stats, IntToFloatTensor, mnist_stats, Normalize, RandomErasing,
+    RandomResizedCropGPU, Rotate, Saturation, setup_aug_tfms, ToTensor, Warp, Zoom,
 )
 from lessonkit.dialects.fastai2.datasets import (
     Categorize, Datasets, EncodedMultiCategorize, MultiCategorize, OneHotEncode,

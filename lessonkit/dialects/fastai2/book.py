@@ -6,7 +6,7 @@
 __all__ = ['iskaggle', 'setup_book', 'plot_function', 'GraphText', 'gv', 'search_images_bing', 'search_images_ddg', 'DDGS',
            'setup_comp', 'push_notebook', 'doc', 'SkipItemException']
 
-# %% ../../../nbs/dialects/fastai2/09_book.ipynb #2463699b
+# %% ../../../nbs/dialects/fastai2/09_book.ipynb #cb14f146
 import inspect
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import torch
 
 from ..registry import not_supported, tell
 
-# %% ../../../nbs/dialects/fastai2/09_book.ipynb #abd29e55
+# %% ../../../nbs/dialects/fastai2/09_book.ipynb #025a291d
 def setup_book():
     "In the book this set up Colab; here nothing needs to be set up."
 
@@ -40,7 +40,7 @@ def plot_function(
     if ty is not None: ax.set_ylabel(ty)
     if title is not None: ax.set_title(title)
 
-# %% ../../../nbs/dialects/fastai2/09_book.ipynb #c16c47d7
+# %% ../../../nbs/dialects/fastai2/09_book.ipynb #494c960b
 class GraphText:
     "The description of a graph, shown as it is."
     def __init__(self,
@@ -64,7 +64,7 @@ def gv(
     except ImportError: return GraphText(source)
     return Source(source) if which("dot") else GraphText(source)
 
-# %% ../../../nbs/dialects/fastai2/09_book.ipynb #2e0c5ca8
+# %% ../../../nbs/dialects/fastai2/09_book.ipynb #cfa315c8
 def _no_search(name: str) -> NoReturn:
     not_supported(name, "asked a web service for the addresses of images",
                   "Collect addresses yourself, and give them to download_images(dest, urls=...); "
@@ -88,17 +88,24 @@ def search_images_ddg(
 
 class DDGS:
     "Stands in for the search of duckduckgo_search."
-    def __init__(self, *args: Any, **options: Any): "Any arguments are accepted."
+    def __init__(self,
+        *args: Any, # accepted
+        **options: Any, # accepted
+    ):
+        "Any arguments are accepted."
 
     def __enter__(self): return self
 
     def __exit__(self, *error): return False
 
-    def images(self, *args: Any, **options: Any) -> NoReturn:
+    def images(self,
+        *args: Any, # accepted
+        **options: Any, # accepted
+    ) -> NoReturn:
         "Raises `NotSupported`, with what to do instead."
         _no_search("DDGS().images")
 
-# %% ../../../nbs/dialects/fastai2/09_book.ipynb #932ab169
+# %% ../../../nbs/dialects/fastai2/09_book.ipynb #4cfc1dfc
 iskaggle = os.environ.get("KAGGLE_KERNEL_RUN_TYPE", "")  # not empty in a Kaggle notebook
 
 def setup_comp(
@@ -125,7 +132,7 @@ def push_notebook(
     "Nothing is published from here; one line says so."
     tell("push_notebook: nothing is published from here. Upload the notebook on kaggle.com.")
 
-# %% ../../../nbs/dialects/fastai2/09_book.ipynb #1935f943
+# %% ../../../nbs/dialects/fastai2/09_book.ipynb #7c1658ff
 def doc(
     elt: Any, # a function, a class, or any object
 ):

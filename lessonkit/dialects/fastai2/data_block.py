@@ -6,7 +6,7 @@
 __all__ = ['TransformBlock', 'ImageBlock', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'make_block', 'fresh',
            'DataBlock', 'ImageDataLoaders']
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #27f480f4
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #80c643f4
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from lessonkit.dialects.fastai2.datasets import (
     RegressionSetup,
 )
 from .images import PILImage
+from .item_tfms import Resize
 from lessonkit.dialects.fastai2.labels import (
     ColReader, ColSplitter, get_image_files, GrandparentSplitter, parent_label, RandomSplitter,
     RegexLabeller, using_attr,
 )
 from .lists import as_items, function_name, L, noop, Pipeline
 from .loaders import DataLoaders
-from .transforms import Resize
 from ..registry import warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #8ef5bbc7
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #dbb2f97d
 @dataclass(frozen=True)
 class TransformBlock:
     "What is done with one part of an item: the image or the label."
@@ -71,7 +71,7 @@ def RegressionBlock(
     "Numbers to predict."
     return TransformBlock(RegressionSetup(n_out))
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #da0e15ce
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #59541e94
 def make_block(
     block: Any, # a block, or a function that makes one
 ) -> TransformBlock:
@@ -87,7 +87,7 @@ def fresh(
     if isinstance(f, type): f = f()
     return copy(f) if isinstance(f, (Encoder, OneHotEncode)) else f
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #b1c25b7b
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #cc1a85d8
 class _Template:
     "What is seen, what is predicted, and where both come from."
     def __init__(self,
@@ -98,7 +98,7 @@ class _Template:
         item_tfms: Any = None, # transforms of images
         batch_tfms: Any = None, # transforms of batches
         *,
-        get_items: Callable | None = None, # a function of the source; None: the source has the items
+        get_items: Callable | None = None, # of the source; None: it has the items
         splitter: Callable | None = None, # a function of all items; None: `RandomSplitter()`
         get_x: Any = None, # a function of an item, for the image
         get_y: Any = None, # a function of an item, for the label
@@ -162,7 +162,7 @@ class _Template:
     def __repr__(self):
         return f"DataBlock: {', '.join(str(block.type_tfms) for block in self.blocks)}"
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #76e50d13
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #ed6bb8c1
 def _zipped(columns: Sequence) -> L:
     return L([*zip(*columns)])
 
@@ -225,7 +225,7 @@ class _Made(_Template):
         return kind.from_dsets(self.datasets(source), item_tfms=item_tfms, batch_tfms=batch_tfms,
                                **options)
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #8ec4feb9
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #bee6d55e
 class DataBlock(_Made):
     "A template: what is seen, what is predicted, and where both come from."
     def summary(self,
@@ -280,7 +280,7 @@ def _shortened(value: Any) -> str:
     text = repr(value).replace("\n", " ")
     return text if len(text) < 80 else f"{text[:77]}..."
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #940fecca
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #a90fc9e3
 def _image_block(blocks: Sequence, img_cls: type, options: dict, **more: Any) -> DataBlock:
     "A block with the transforms among the options, which are taken out."
     size, item_tfms = options.pop("size", None), options.pop("item_tfms", None)
@@ -366,7 +366,7 @@ class _FromFiles(DataLoaders):
         "The label is the first group of `pat` in the file's name (in v1: in the path)."
         return cls.from_name_func(path, fnames, RegexLabeller(pat), **options)
 
-# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #2ad7badb
+# %% ../../../nbs/dialects/fastai2/07_data_block.ipynb #86c40274
 def _is_list(value: Any) -> bool: return isinstance(value, (list, tuple, np.ndarray))
 
 def _label_block(labels: Sequence) -> Callable:

@@ -6,7 +6,7 @@
 __all__ = ['Encoder', 'Categorize', 'MultiCategorize', 'OneHotEncode', 'EncodedMultiCategorize', 'RegressionSetup',
            'opener_class', 'item_at', 'items_at', 'TfmdLists', 'sorted_splits', 'Datasets', 'show_at']
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #34d185db
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #08712478
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,13 @@ from ...core.task import is_sequence, plain_value
 from lessonkit.dialects.fastai2.images import (
     PILBase, TensorBase, TensorCategory, TensorMultiCategory,
 )
+from .item_tfms import Transform
 from .lists import as_items, CategoryMap, L, Pipeline, positions_of
-from .transforms import Transform
 from ..registry import not_supported, warn_unknown
 
 if TYPE_CHECKING: from lessonkit.dialects.fastai2.loaders import DataLoaders
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #20be25c5
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #1e440ae8
 class Encoder(Transform):
     "Makes numbers of labels."
     kind = "single"  # of the kit's task
@@ -57,12 +57,20 @@ class Categorize(Encoder):
         self.sort, self.classes_chosen = sort, vocab is not None or not sort
         if vocab is not None: self.vocab = CategoryMap(vocab, sort)
 
-    def setup_labels(self, labels):
+    def setup_labels(self,
+        labels, # of the training items
+    ):
         if self.vocab is None: self.vocab = CategoryMap(map(plain_value, labels), self.sort)
 
-    def encodes(self, o): return TensorCategory(_number_of(self.vocab, o))
+    def encodes(self,
+        o, # a label
+    ):
+        return TensorCategory(_number_of(self.vocab, o))
 
-    def decodes(self, o): return self.vocab[int(o)]
+    def decodes(self,
+        o, # what `encodes` made
+    ):
+        return self.vocab[int(o)]
 
     def __repr__(self): return f"Categorize({self.vocab or ''})"
 
@@ -77,7 +85,7 @@ def _number_of(vocab: CategoryMap, label: Any) -> int:
     raise KeyError(f"label {label!r} isn't among the classes of the training images: "
                    f"{some_of(map(repr, vocab))}")
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #b4894c40
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #76eb5a56
 class MultiCategorize(Categorize):
     "Any number of labels."
     kind = "multi"
@@ -89,16 +97,26 @@ class MultiCategorize(Categorize):
         super().__init__(vocab, sort=vocab is None, add_na=add_na)
         self.sort, self.classes_chosen = vocab is None, vocab is not None
 
-    def setup_labels(self, labels):
+    def setup_labels(self,
+        labels, # of the training items
+    ):
         if self.vocab is not None: return
         found = [plain_value(v) for several in labels for v in as_items(several)]
         self.vocab = CategoryMap(found)
 
-    def kit_label(self, label): return [plain_value(v) for v in as_items(label)]
+    def kit_label(self,
+        label, # of one item
+    ):
+        return [plain_value(v) for v in as_items(label)]
 
-    def encodes(self, o): return [_number_of(self.vocab, v) for v in as_items(o)]
+    def encodes(self,
+        o, # a label
+    ):
+        return [_number_of(self.vocab, v) for v in as_items(o)]
 
-    def decodes(self, o):
+    def decodes(self,
+        o, # what `encodes` made
+    ):
         found = torch.as_tensor(o).as_subclass(Tensor)
         if found.dtype.is_floating_point: found = found.nonzero().flatten()
         return L([self.vocab[i] for i in found.tolist()])
@@ -111,12 +129,14 @@ class OneHotEncode(Transform):
         super().__init__()
         self.c = c
 
-    def encodes(self, o):
+    def encodes(self,
+        o, # a label
+    ):
         row = torch.zeros(self.c)
         row[torch.as_tensor(o, dtype=torch.int64)] = 1.
         return TensorMultiCategory(row)
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #79b1628d
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #98479b8a
 class EncodedMultiCategorize(Categorize):
     "Rows of 0 and 1, one for each label."
     kind = "multi"
@@ -127,15 +147,23 @@ class EncodedMultiCategorize(Categorize):
         if vocab is None: raise ValueError("encoded labels need the names of the columns: vocab=")
         super().__init__(vocab, sort=False)
 
-    def kit_label(self, label):
+    def kit_label(self,
+        label, # of one item
+    ):
         flags = [bool(v) for v in as_items(label)]
         if len(flags) != len(self.vocab):
             raise ValueError(f"a label has {len(flags)} columns, and vocab {len(self.vocab)} names")
         return [name for name, flag in zip(self.vocab, flags) if flag]
 
-    def encodes(self, o): return TensorMultiCategory([float(v) for v in as_items(o)])
+    def encodes(self,
+        o, # a label
+    ):
+        return TensorMultiCategory([float(v) for v in as_items(o)])
 
-    def decodes(self, o): return L([n for n, v in zip(self.vocab, as_items(o)) if v > .5])
+    def decodes(self,
+        o, # what `encodes` made
+    ):
+        return L([n for n, v in zip(self.vocab, as_items(o)) if v > .5])
 
 class RegressionSetup(Encoder):
     "Numbers to predict."
@@ -147,17 +175,27 @@ class RegressionSetup(Encoder):
         super().__init__()
         self.c = c
 
-    def setup_labels(self, labels):
+    def setup_labels(self,
+        labels, # of the training items
+    ):
         if self.c is None: self.c = len(np.atleast_1d(labels[0]))
 
-    def kit_label(self, label):
+    def kit_label(self,
+        label, # of one item
+    ):
         return [float(v) for v in as_items(label)] if is_sequence(label) else float(label)
 
-    def encodes(self, o): return TensorBase(np.asarray(o, np.float32))
+    def encodes(self,
+        o, # a label
+    ):
+        return TensorBase(np.asarray(o, np.float32))
 
-    def decodes(self, o): return o
+    def decodes(self,
+        o, # what `encodes` made
+    ):
+        return o
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #65a164bd
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #02ade781
 def opener_class(
     f: Any, # a function
 ) -> type | None: # None: it doesn't open images as this vocabulary does
@@ -181,7 +219,7 @@ def items_at(
     if hasattr(items, "iloc"): return items.iloc[list(positions)]
     return L([items[i] for i in positions])
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #1519cc7d
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #abb78198
 class TfmdLists:
     "Items, and functions that are called on an item when it is asked for."
     def __init__(self,
@@ -290,7 +328,7 @@ class TfmdLists:
 
     def __repr__(self): return f"TfmdLists: {self.items}\ntfms - {self.tfms.fs}"
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #fce1bf88
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #9bf580d5
 def sorted_splits(
     splits: Any, # two lists of positions; negative ones count from the end
     n: int, # how many items there are

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['common_size', 'fill_size', 'limit_splits', 'Opening', 'find_opening', 'KitMaker', 'batch_stats']
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #f11b7312
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2ecaad48
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +23,12 @@ from ...data.image_data import ImageData, loader_settings, Stats
 from ...data.loader import Loader
 from .datasets import Datasets, item_at, opener_class, TfmdLists
 from .images import PILImage, PILImageBW
+from .item_tfms import functions_for, TransformPlan
 from .lists import as_items, CategoryMap
-from .transforms import functions_for, plan_transforms, TransformPlan
+from .transforms import plan_transforms
 from ..registry import cap_size, not_supported, sample_of, settings, tell
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #6d49bc9b
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #1691332f
 def common_size(
     files: Sequence[Path], # of images
     most: int = 1000, # how many to look at, evenly spaced
@@ -58,7 +59,7 @@ def fill_size(
              f"{plan.size} pixels, squeezed.")
     plan.fit = "squish"
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #bd1fc109
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #4b11af80
 def limit_splits(
     dsets: Datasets, # whose splits are limited
 ) -> list[list[int]]: # positions of training and of validation items
@@ -77,7 +78,7 @@ def limit_splits(
 def _hashable(label: Any) -> Any:
     return [*as_items(label)] if isinstance(label, (list, tuple, set, np.ndarray)) else label
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2e457ce3
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #a5080fb5
 @dataclass(frozen=True)
 class Opening:
     "How an item becomes an image."
@@ -111,7 +112,7 @@ def find_opening(
     raise ValueError("nothing opens the images: begin blocks with ImageBlock, or the functions of "
                      f"the image with PILImage.create; there are {inputs.tfms}")
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2e1b0bb6
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #0a8fb536
 class KitMaker:
     "Makes the kit's data of old data sets, transforms and settings."
     def __init__(self,
@@ -199,7 +200,7 @@ class KitMaker:
         return ImageData(train=train, train_eval=loader(splits[0]), valid=loader(splits[1]),
                          test=None, task=task, path=self.path, stats=stats)
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #cc868b66
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #6b8ffd80
 def _left(splits: list[list[int]], files: dict[int, Path], data: ImageData) -> list[list[int]]:
     "The positions whose files can be read."
     return [[i for i in part if files[i] not in data.unreadable] for part in splits]

@@ -8,7 +8,7 @@ __all__ = ['get_image_files', 'get_image_files_sorted', 'get_files', 'ImageGette
            'FuncSplitter', 'each_item', 'GrandparentSplitter', 'FileSplitter', 'EndSplitter', 'ColSplitter',
            'TrainTestSplitter', 'RandomSubsetSplitter']
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #c91e8de7
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #1379b00c
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from ...core.files import as_path
 from ...data.images import image_files
 from .lists import as_items, L
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #24753dd3
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #b08db08d
 def get_image_files(
     path: str | Path, # a folder
     recurse: bool = True, # look in the folders inside it, too?
@@ -43,7 +43,7 @@ def get_image_files_sorted(
     "The same as `get_image_files`, which sorts, too."
     return get_image_files(path, recurse, folders)
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #26e00035
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #9209763d
 def get_files(
     path: str | Path, # a folder
     extensions: Any = None, # such as [".csv"]; None: all files
@@ -61,7 +61,7 @@ def get_files(
         return file.is_file() and ends and not hidden
     return L(sorted(filter(is_wanted, found)))
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #9537d115
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #9f582ea9
 def ImageGetter(
     suf: str | Path = "", # folder inside the one that the function is given
     recurse: bool = True, # look in the folders inside it, too?
@@ -79,7 +79,7 @@ def FileGetter(
     "`get_files` with these options, for `get_items`."
     return lambda path: get_files(Path(path)/suf, extensions, recurse, folders)
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #0ce7b7de
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #16678c02
 def parent_label(
     o: str | Path, # of an image
 ) -> str:
@@ -94,7 +94,10 @@ class using_attr:
     ):
         self.f, self.attr = f, attr
 
-    def __call__(self, o): return self.f(getattr(o, self.attr))
+    def __call__(self,
+        o, # an item
+    ):
+        return self.f(getattr(o, self.attr))
 
     def __repr__(self): return f"{self.f!r} of .{self.attr}"
 
@@ -107,7 +110,9 @@ class RegexLabeller:
         self.pat = re.compile(pat)
         self.matcher = self.pat.match if match else self.pat.search
 
-    def __call__(self, o) -> str:
+    def __call__(self,
+        o, # an item
+    ) -> str:
         "Raises `ValueError` if the pattern isn't found."
         text = str(o).replace(os.sep, "/")
         found = self.matcher(text)
@@ -118,7 +123,7 @@ class RegexLabeller:
 
     def __repr__(self): return f"RegexLabeller({self.pat.pattern!r})"
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #729e5e66
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #8d67a012
 class ColReader:
     "Reads columns of a row."
     def __init__(self,
@@ -135,7 +140,9 @@ class ColReader:
         if self.label_delim is not None: return [v for v in str(value).split(self.label_delim) if v]
         return f"{self.pref}{value}{self.suff}" if self.pref or self.suff else value
 
-    def __call__(self, o):
+    def __call__(self,
+        o, # an item
+    ):
         if len(self.cols) == 1: return self._one(o, self.cols[0])
         return L([self._one(o, col) for col in self.cols])
 
@@ -151,7 +158,7 @@ def column_value(
     if isinstance(col, str) and hasattr(row, "_fields"): return getattr(row, col)
     return row[col]
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #149042d3
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #d41ea2cf
 def RandomSplitter(
     valid_pct: float = .2, # share of the items
     seed: int | None = None, # None: another split each time
@@ -165,7 +172,7 @@ def RandomSplitter(
         return order[cut:], order[:cut]
     return split
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #e09b4cd4
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #9e563ebd
 def IndexSplitter(
     valid_idx: Any, # positions
 ) -> Callable[[Any], tuple[L, L]]:
@@ -195,7 +202,7 @@ def each_item(
     if not hasattr(items, "iloc"): return list(items)
     return [items.iloc[i] for i in range(len(items))]
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #6cf5d956
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #a992c642
 def _below(items: Any, names: Any) -> L:
     "Positions of the files that lie two folders below one of the names."
     names = {str(name) for name in as_items(names)}
@@ -226,7 +233,7 @@ def EndSplitter(
         return order[:len(items) - cut], order[len(items) - cut:]
     return split
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #b381b9ef
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #1c43ffbf
 class ColSplitter:
     "Rows whose column is true are for validation."
     def __init__(self,
@@ -235,7 +242,9 @@ class ColSplitter:
     ):
         self.col, self.on = col, on
 
-    def __call__(self, items):
+    def __call__(self,
+        items, # a table
+    ):
         if not hasattr(items, "iloc"):
             raise ValueError("ColSplitter reads a column of a table, and was given "
                              f"{type(items).__name__}: pass a pandas.DataFrame")
@@ -259,7 +268,7 @@ def TrainTestSplitter(
         return L(train), L(valid)
     return split
 
-# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #cccd43d3
+# %% ../../../nbs/dialects/fastai2/01_labels.ipynb #8bc2d57e
 def RandomSubsetSplitter(
     train_sz: float, # share of the items for training
     valid_sz: float, # share for validation; together at most 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACCEPTED', 'grid_counts', 'TfmdDL', 'DataLoaders', 'DataLoader']
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c271abed
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #257b16e2
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -35,7 +35,7 @@ from ..registry import not_supported, tell, warn_unknown
 from ...plot.batches import show_batch
 from ...plot.figures import show_images
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #07cc6826
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c1a1eb12
 def grid_counts(
     max_n: int = 9, # at most so many images
     nrows: int | None = None, # of the grid
@@ -125,7 +125,7 @@ class _Loads:
         self.dls.to(device)
         return self
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #81d3e372
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #e9e99b68
 class _Batches(_Loads):
     "Batches as tuples of tensors."
     def __iter__(self):
@@ -183,7 +183,7 @@ class _Batches(_Loads):
         return self.dls.kit.task.decode(plain.reshape(1) if self.dls.kit.kind == "number"
                                         and plain.ndim == 0 else plain)
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #7979d2a7
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #2027974f
 class TfmdDL(_Batches):
     "A loader of images and labels."
     def show_batch(self,
@@ -234,7 +234,7 @@ class TfmdDL(_Batches):
     def __repr__(self):
         return f"TfmdDL ({self.split}): {self.n} images in {len(self)} batches"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #8da0dbc7
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #ec00620f
 class _Made:
     "Loaders of images and labels, and the kit's data behind them."
     def __init__(self,
@@ -302,7 +302,7 @@ def _joined(train: Datasets, valid: Datasets) -> Datasets:
     joined.splits = L(L.range(n), L.range(n, len(items)))
     return joined
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #458ecf53
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #78e5b70e
 class _Loaders(_Made):
     "The loaders one by one, and what they have in common."
     @property
@@ -378,7 +378,7 @@ class _Loaders(_Made):
         "What is done to batches, to be shown."
         return self.train.after_batch
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #a0b34d03
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #3f8b36c0
 class DataLoaders(_Loaders):
     "Loaders of training and validation images."
     @property
@@ -466,7 +466,7 @@ class DataLoaders(_Loaders):
     def __repr__(self):
         return f"{type(self).__name__} of {self.kit!r}" if self.maker else "DataLoaders"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #db807eff
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c89060ae
 class DataLoader(torch.utils.data.DataLoader):
     "PyTorch's loader, with `bs` as another name for the size of a batch."
     def __init__(self,
