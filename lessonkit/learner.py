@@ -647,6 +647,8 @@ class Learner(_Training):
         "Print the totals; return a table of the parts of the model."
         groups = [f"{name} {'frozen' if i < self.model.frozen else 'trained'}"
                   for i, name in enumerate(self.group_names)]
+        make = self.trainer.optimizer
+        kind = make if isinstance(make, str) else getattr(make, "__qualname__", make)
         print(f"{self!r}\nlayer groups: {', '.join(groups)}; "
-              f"optimizer {self.trainer.optimizer}, weight decay {self.trainer.wd:g}")
+              f"optimizer {kind}, weight decay {self.trainer.wd:g}")
         return model_summary(self.model, self.data.size)

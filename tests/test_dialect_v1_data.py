@@ -466,6 +466,33 @@ def test_pixels_in_a_table(tmp_path):
     assert np.array_equal((x[0, 0] * 255).round().numpy().ravel(), table.iloc[3, :64].to_numpy())
 
 
+def test_rows_of_pixels_put_into_items_afterwards(tmp_path):
+    "The way of most notebooks on handwritten digits."
+    table = pd.DataFrame(np.random.RandomState(1).randint(0, 256, (12, 64)))
+    table.insert(0, "label", [3, 8] * 6)
+    table.to_csv(tmp_path/"train.csv", index=False)
+
+    class Rows(ImageList):
+        def open(self, fn):
+            return Image(pil2tensor(np.stack((fn.reshape(8, 8),) * 3, axis=-1), dtype=np.float32))
+
+        @classmethod
+        def from_csv_custom(cls, path, csv_name, start=1, header="infer", **options):
+            df = pd.read_csv(Path(path)/csv_name, header=header)
+            found = super().from_df(df, path=path, cols=0, **options)
+            found.items = df.iloc[:, start:].apply(lambda x: x.values / 255., axis=1).values
+            return found
+
+    with patch.dict(os.environ, LESSONKIT_CACHE=str(tmp_path)):
+        test = Rows.from_csv_custom(path=tmp_path, csv_name="train.csv")
+        data = (Rows.from_csv_custom(tmp_path, "train.csv").split_by_rand_pct(.25)
+                .label_from_df(cols="label").add_test(test, label=3)
+                .databunch(bs=4, num_workers=0).normalize(imagenet_stats))
+    assert [data.classes, data.kit.size, data.kit.channels, len(data.test_ds)] == [[3, 8], 8, 3, 12]
+    shown = data.one_batch(DatasetType.Test)[0][0, 0] * 255
+    assert np.array_equal(shown.round().numpy().ravel(), table.iloc[0, 1:].to_numpy())
+
+
 def test_a_function_in_the_place_of_open_image(path, df):
     def half(fn, convert_mode, after_open): return Image(torch.full((3, 30, 30), .5))
 

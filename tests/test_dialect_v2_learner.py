@@ -68,7 +68,8 @@ def test_lr_find_has_the_golden_rates_and_leaves_no_trace(images):
     lr_min, lr_steep = found
     assert_equal([lr_min, lr_steep], [found.minimum, found.steep])
     assert_in(f"valley={found.valley}", repr(found))
-    chosen = learn.lr_find(show_plot=False, suggest_funcs=(v2.minimum, v2.steep, v2.valley, v2.slide))
+    rules = v2.minimum, v2.steep, v2.valley, v2.slide
+    chosen = learn.lr_find(show_plot=False, suggest_funcs=rules)
     assert_equal(len(list(chosen)), 4)
 
 
@@ -93,7 +94,7 @@ def test_flat_cos_and_fit_take_the_learners_rate(images):
 
 
 def test_rates_for_groups(images):
-    split = lambda m: [v2.params(m[0]), v2.params(m[1]), v2.params(m[2])]   # noqa: E731
+    def split(m): return [v2.params(part) for part in m]
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Sequential(
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
     learn = v2.Learner(loaders(images), model, splitter=split)
@@ -273,8 +274,8 @@ def test_tta(images):
 
 
 def test_other_data_for_the_same_learner(images):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    learn = v2.Learner(loaders(images), model)
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    learn = v2.Learner(loaders(images), nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.Linear(4, 3)))
     learn.kit.show = False
     learn.dls = loaders(images, 16)
     learn.fit(1)

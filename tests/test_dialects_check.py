@@ -246,6 +246,7 @@ def test_a_report_lists_what_works(check):
     ("import pandas as pd\ndf = pd.read_csv('x')\ndf = df.append(df)", "pd.concat"),
     ("import pandas as pd\ndf = pd.read_csv('x')\ndf.ix[3, 'a']", ".loc"),
     ("y = labels.as_matrix()\nlabels = 3", ".to_numpy()"),
+    ("df = 3\ndf.style.hide_index()", ".hide(axis="),
     ("from collections import Iterable", "collections.abc.Iterable"),
     ("import matplotlib.pyplot as plt\nplt.hist([3], normed=True)", "density"),
 ])
@@ -307,8 +308,8 @@ def test_old_formats_of_notebooks(nbformat, dialect, tmp_path):
 
 STATEMENTS = ["a = 1", "if a:\n    b = f(a,\n          3)", "x = '''\ntext\n'''", "%time f(3)",
               "!ls", "def f(x):\n    return x", "a = 3; b = '''\n'''; c = 4", "for i in a: pass",
-              "files = !ls", "@f\nclass C:\n    'doc'", "y = [\n    1,\n\n    2]", "# a comment", "",
-              "s = f'''{a}\n{b}'''", "a = 1 + \\\n    2"]
+              "files = !ls", "@f\nclass C:\n    'doc'", "y = [\n    1,\n\n    2]",
+              "# a comment", "", "s = f'''{a}\n{b}'''", "a = 1 + \\\n    2"]
 
 
 @given(st.lists(st.sampled_from(STATEMENTS), max_size=5), st.sets(st.integers(1, 12), max_size=4),

@@ -234,6 +234,37 @@ def test_all_names_are_in_all_modules(notebook):
     assert notebook["__version__"] == "1.0.61"
 
 
+def test_models_are_a_module_of_their_own(notebook):
+    "The dialect's `models` has names that its star import doesn't bring."
+    models = sys.modules["lessonkit.dialects.fastai1"].models
+    models.__name__, models.__all__ = "lessonkit.dialects.fastai1.models", ["resnet34"]
+    def no_such(name): raise hook.NotSupported(f"models.{name}")
+    models.__getattr__ = no_such
+    notebook(LOAD, "from fastai.vision import *\nfrom fastai.vision.models import *")
+    assert notebook["resnet34"] == "resnet34 of v1"
+    assert isinstance(notebook.fails("from fastai.vision.models import wrn_22"), hook.NotSupported)
+
+
+def test_a_library_in_the_place_of_a_module_overrides_nothing(notebook, monkeypatch):
+    "v2 has ipywidgets as `widgets`, and its Image isn't the one of the notes."
+    known = sys.modules["lessonkit.dialects.fastai2"]
+    known.__all__ = [*known.__all__, "widgets", "Image"]
+    known.widgets, known.Image = ModuleType("ipywidgets"), "Image of v2"
+    known.widgets.Image, known.widgets.HBox = "Image of ipywidgets", "HBox of ipywidgets"
+    notebook(LOAD, "from fastai.vision.all import *\nfrom fastai.vision.widgets import *",
+             "from fastai.vision.widgets import HBox")
+    assert notebook["Image"] == "Image of v2"
+    assert notebook["HBox"] == "HBox of ipywidgets"
+
+
+def test_packages_of_v2_settle_the_generation(notebook, monkeypatch):
+    monkeypatch.setattr(hook, "STAND_INS", {"a_lost_package": "v2"})
+    out = notebook(LOAD, "from a_lost_package import untar_data")
+    assert "this is fastai v2, because of `import a_lost_package`" in out
+    assert notebook["untar_data"] == "untar_data of v2"
+    assert "restart the kernel" in str(notebook.fails("from fastai.vision import *"))
+
+
 def test_what_is_not_supported_says_so(notebook):
     notebook(LOAD, "from fastai.vision import *\nfrom fastai.vision.image import ImageSegment")
     error = notebook.fails("ImageSegment.create('a.png')")
@@ -292,7 +323,7 @@ def test_tools_that_ask_all_modules_are_not_disturbed(notebook):
 def test_packages_beside_fastai_have_stand_ins_only_if_missing(notebook, tmp_path, monkeypatch):
     (tmp_path / "fastprogress.py").write_text("real = True\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(hook, "STAND_INS", ("fastprogress", "a_lost_package"))
+    monkeypatch.setattr(hook, "STAND_INS", {"fastprogress": None, "a_lost_package": "v2"})
     notebook(LOAD, "from fastai.vision.all import *\nfrom a_lost_package.parts import *",
              "import fastprogress, a_lost_package")
     assert notebook["fastprogress"].real

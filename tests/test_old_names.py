@@ -3,8 +3,9 @@
 tests/old_names.csv lists them. `Learner.fit` is a method, `Learner.precompute=` an assignment, and
 `Data.val_ds[]` an item. `Data`, `Interp` and the like stand for the objects that notes give short
 names to (`CLASSES`). Segmentation, points and medical images are answered by `UNSUPPORTED`.
+`python tests/test_old_names.py` counts the answers.
 """
-import builtins, csv, re
+import csv, inspect, re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 
 from lessonkit.dialects.hook import dialect, module_of, name_table, PATCHABLE
 from lessonkit.dialects.kinds import (
-    can_assign, has_attribute, Instance, is_ours, keywords_of, Known, kind_of_attribute,
-    kind_of_result, kind_of_value, Several, with_attribute,
+    can_assign, Instance, is_ours, keywords_of, Known, kind_of_attribute, kind_of_result,
+    kind_of_value, Several, with_attribute,
 )
 from lessonkit.dialects.registry import Unsupported
 
@@ -23,7 +24,7 @@ CLASSES = {
     "v1": dict(Data="ImageDataBunch", ItemSplit="ItemLists", Interp="ClassificationInterpretation"),
     "v2": dict(DL="TfmdDL", Interp="ClassificationInterpretation"),
 }
-FOLLOWED = set()   # names whose last steps are an affair of numpy, torch or Python
+FOREIGN = {"Image.data.shape", "Datasets.train[][]"}   # the last step is torch's or a tuple's
 ROWS = list(csv.DictReader((Path(__file__).parent / "old_names.csv").open(encoding="utf-8")))
 
 
@@ -62,14 +63,15 @@ def next_kind(kind, step, unsupported):
 def kind_of(version, name):
     "The kind of a name, or \"unsupported\"; None if it belongs to another library."
     plain = name.removesuffix("=")
+    if plain.startswith("vision.data.") and plain.split(".")[-1] in PATCHABLE: return None
     first, *steps = re.findall(r"\w+|\[\]", plain)
     unsupported = name_table(version, "UNSUPPORTED")
     kind = first_kind(version, first, is_alone=not steps)
     for i, step in enumerate(steps):
         if kind == "unsupported": return kind
         if kind is None:
-            FOLLOWED.add((version, name))
-            return None
+            if name in FOREIGN: return None
+            raise Missing(f"{name}: nothing says what has the attribute {step}")
         if plain != name and i == len(steps) - 1: return assigned(kind, step)
         kind = next_kind(kind, step, unsupported)
     return kind
@@ -77,23 +79,26 @@ def kind_of(version, name):
 
 def assigned(kind, step):
     "An attribute that notes assign to: has that an effect?"
-    if isinstance(kind, Known) and step in PATCHABLE: return None
-    if isinstance(kind, Known) and hasattr(kind.value, step): return None
-    if isinstance(kind, Instance) and can_assign(with_attribute(kind.type, step) or kind.type, step):
-        return None
-    raise Missing(f"{step}=")
+    if isinstance(kind, Known): found = hasattr(kind.value, step)
+    else:
+        having = with_attribute(kind.type, step) or kind.type
+        is_method = inspect.isfunction(getattr(having, step, None))   # of the class: a patch
+        found = is_method or can_assign(having, step)
+    if not found: raise Missing(f"{step}=")
 
 
 def keyword_kind(version, kind, keyword):
-    "\"supported\", \"ignored\", \"warned of\" or \"missing\"."
+    "\"supported\", \"ignored\", \"warned of\", \"not known\" (passed on) or \"missing\"."
     ignored, called = name_table(version, "IGNORED"), kind
     if isinstance(kind, Instance): called = kind_of_attribute(kind.type, "__call__")
     name = getattr(called.value, "__name__", "")
     owners = [base.__name__ for base in called.owner.__mro__] if called.owner else []
+    if not is_ours(called.value): return "supported"   # by torch or torchvision, that is
     if any(keyword in ignored.get(n, ()) for n in [*(f"{o}.{name}" for o in owners), name]):
         return "ignored"
     taken = keywords_of(called)
-    if keyword in taken.names or taken.is_open: return "supported"
+    if keyword in taken.names: return "supported"
+    if taken.is_open: return "not known"
     return "warned of" if taken.takes_others else "missing"
 
 
@@ -116,6 +121,25 @@ def test_the_name_is_answered(row):
     assert [name for name, kind in keywords.items() if kind == "missing"] == []
 
 
+@pytest.mark.parametrize("version, name", [
+    ("0.7", "fit_one_cycle"), ("v1", "Learner.fitt"), ("v1", "Data.train_ds.nothing"),
+    ("v2", "Learner.loss="), ("v2", "URLs.NOTHING")])
+def test_missing_names_are_found(version, name):
+    with pytest.raises(Missing): answer(version, name, "")
+
+
+@pytest.mark.parametrize("version, name, keyword, kind", [
+    ("v1", "Learner.validate", "figsize", "missing"), ("v1", "Data.show_batch", "row", "warned of"),
+    ("v2", "Learner.save", "with_opt", "ignored"),
+    ("0.7", "Learner.fit", "cycle_len", "supported")])
+def test_keywords_are_told_apart(version, name, keyword, kind):
+    assert answer(version, name, keyword) == ("supported", {keyword: kind})
+
+
+def test_unsupported_names_are_found():
+    assert answer("v2", "dicom_windows.brain", "") == ("unsupported", {})
+
+
 def summary():
     "Lines that count the answers."
     names, keywords = Counter(), Counter()
@@ -128,4 +152,4 @@ def summary():
                 (("names", names), ("keywords", keywords)) for (version, kind), n in found.items())
 
 
-if __name__ == "__main__": print(*summary(), *sorted(FOLLOWED), sep="\n")
+if __name__ == "__main__": print(*summary(), sep="\n")

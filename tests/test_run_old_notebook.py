@@ -127,6 +127,7 @@ PANDAS = "/env/lib/python3.13/site-packages/pandas/core/frame.py"
     ("AttributeError: 'DataFrame' object has no attribute 'ix'", (), "library"),
     ("ModuleNotFoundError: No module named 'seaborn'", (), "library"),
     ("ImportError: cannot import name 'imread' from 'scipy.misc' (x.py)", (), "library"),
+    ("AttributeError: 'Styler' object has no attribute 'hide_index'", (), "library"),
     ("KeyError: 'id'", (PANDAS,), "library"),
     ("ModuleNotFoundError: No module named 'fastai.vision.gan'", (), "kit"),
     ("AttributeError: 'ImageDataBunch' object has no attribute 'shape'", (), "kit"),
@@ -159,6 +160,15 @@ def test_blame_goes_back_to_the_first_cell():
     find_cause(third, [first, first, second, third])
     assert third.cause == "network"
     assert third.after == first.number
+
+
+def test_a_missing_file_may_come_from_an_old_value():
+    cells = [Cell(0, "learn = images()"),
+             failed("UnsupportedModule: text", source="learn = text()"),
+             Cell(2, "learn.predict('A good film!')", error="FileNotFoundError: 'A good film!'")]
+    for cell in cells: find_cause(cell, cells)
+    assert cells[2].cause == "unsupported"
+    assert cells[2].after == 1
 
 
 def test_the_names_a_cell_defines():

@@ -77,7 +77,7 @@ test_six_versions_of_one_image_differ
     data.trn_ds.denorm(x)[1]
     ims = np.stack([get_augs() for i in range(6)])
     plots(ims, rows=2)
-test_the_features_are_found_again_with_the_images_of_the_training_unchanged
+test_precomputed_features_are_of_plain_images
     data = ImageClassifierData.from_paths(PATH, tfms=tfms)
     learn.fit(1e-2, 1)
     learn.precompute=False

@@ -79,7 +79,8 @@ def test_data(note):
     assert_equal([list(dls.vocab), dls.c], [list(BREEDS), 4])
     assert_equal([len(dls.train_ds), len(dls.valid_ds)], [20, 4])   # int(.2 * 24) for validation
     augment = dls.kit.augment
-    assert_equal([augment.p_flip if hasattr(augment, "p_flip") else .5, dls.kit.size], [.5, 32])
+    assert_equal([augment.flip, augment.max_rotate, augment.min_scale], [True, 10, .9])
+    assert_equal(dls.kit.size, 32)   # 224 in the note, and a limit from outside
     run("dls.show_batch()", note)
     assert_equal(len(note["shown"][0].axes), 9)
 

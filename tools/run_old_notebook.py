@@ -115,11 +115,11 @@ NETWORK = re.compile(
     r"Network is unreachable|[Cc]ould not be downloaded|can't be downloaded|DatasetMissing")
 DATA = re.compile(r"FileNotFoundError|NotADirectoryError|No such file or directory")
 LIBRARIES = ("pandas", "PIL", "numpy", "matplotlib", "sklearn", "scipy", "torchvision", "IPython")
+PACKAGES = "(numpy|PIL|pandas|matplotlib|scipy|sklearn|torch|torchvision|IPython)"
+CLASSES = r"(DataFrame|Series|Index|Styler|\w*Axes\w*|FreeTypeFont|ImageDraw)"
 MODERN = re.compile(
-    r"module '?(numpy|PIL|pandas|matplotlib|scipy|sklearn|torch|torchvision|IPython)[\w.]*'? has "
-    r"no attribute|'(DataFrame|Series|Index|\w*Axes\w*|FreeTypeFont|ImageDraw)' object has no "
-    r"attribute|np\.(int|float|bool|object)\b|cannot import name .* from "
-    r"'?(numpy|PIL|pandas|matplotlib|scipy|sklearn|torch|torchvision|IPython)")
+    rf"module '?{PACKAGES}[\w.]*'? has no attribute|'{CLASSES}' object has no attribute|"
+    rf"np\.(int|float|bool|object)\b|cannot import name .* from '?{PACKAGES}")
 OURS = re.compile(r"(fastai|fastai2|fastbook|lessonkit)\b")
 
 
@@ -129,6 +129,7 @@ def find_cause(cell, cells):
     cell.cause = cause_of(cell)
     lacking = re.match(r"NameError: name '(\w+)' is not defined", cell.error)
     if lacking: blame(cell, lacking.group(1), cells)
+    elif cell.cause == "data": blame_old_value(cell, cells)
 
 
 def cause_of(cell):
@@ -154,6 +155,13 @@ def blame(cell, name, cells):
         cell.cause, cell.after = before[-1].cause, before[-1].after or before[-1].number
     elif any(name in defined(c.source) for c in cells[cell.number:]):
         cell.cause = "notebook"
+
+
+def blame_old_value(cell, cells):
+    "A file is missing: perhaps a failed cell should have given one of the names another value."
+    for name in re.findall(r"\b[A-Za-z_]\w*", cell.source):
+        before = [c for c in cells[:cell.number] if name in defined(c.source)]
+        if before and before[-1].error: return blame(cell, name, cells)
 
 
 IPYTHON = (                                # what IPython reads, and Python instead

@@ -7,7 +7,7 @@ __all__ = ['STAND_INS', 'PATCHABLE', 'finder', 'dialect', 'name_table', 'unsuppo
            'Pending', 'StandInFinder', 'Finder', 'activate', 'deactivate', 'patched', 'module_of',
            'load_ipython_extension', 'unload_ipython_extension']
 
-# %% ../../nbs/dialects/01_hook.ipynb #1fb0b916
+# %% ../../nbs/dialects/01_hook.ipynb #901d8ba2
 import linecache
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from lessonkit.dialects.generations import (
 )
 from .registry import NotSupported, settings, tell, Unsupported
 
-# %% ../../nbs/dialects/01_hook.ipynb #162777c8
+# %% ../../nbs/dialects/01_hook.ipynb #e78c82e9
 def dialect(
     generation: str, # a key of `GENERATIONS`
 ) -> ModuleType:
@@ -53,7 +53,7 @@ def unsupported_part(
 class UnsupportedModule(NotSupported, ImportError):
     "An old note imports a part of fastai that the kit doesn't have."
 
-# %% ../../nbs/dialects/01_hook.ipynb #7864fb26
+# %% ../../nbs/dialects/01_hook.ipynb #0e26bfd4
 _VERSIONS = {"0.7": "0.7.2", "v1": "1.0.61", "v2": "2.7.19"}
 
 class FakeModule(ModuleType):
@@ -85,7 +85,7 @@ class FakeModule(ModuleType):
         super().__delattr__(name)
         finder.patches.pop(name, None)
 
-# %% ../../nbs/dialects/01_hook.ipynb #605848bb
+# %% ../../nbs/dialects/01_hook.ipynb #c9a2d24f
 class Pending:
     "Stands in for a name until it is known which generation is wanted."
     def __init__(self,
@@ -117,7 +117,7 @@ class Pending:
         if name.startswith("__"): raise AttributeError(name)
         return getattr(self.settle(), name)
 
-# %% ../../nbs/dialects/01_hook.ipynb #fe41ba4b
+# %% ../../nbs/dialects/01_hook.ipynb #803e3d42
 _PLAIN = dict(
     np="numpy", pd="pandas", plt="matplotlib.pyplot", torch="torch", nn="torch.nn",
     F="torch.nn.functional", PIL="PIL", Path="pathlib:Path", partial="functools:partial",
@@ -128,7 +128,7 @@ def _plain(name: str) -> Any:
     module, _, attribute = _PLAIN[name].partition(":")
     return getattr(import_module(module), attribute) if attribute else import_module(module)
 
-# %% ../../nbs/dialects/01_hook.ipynb #d5ca0319
+# %% ../../nbs/dialects/01_hook.ipynb #09726f31
 def _is_machinery(frame: FrameType) -> bool:
     "Does a frame belong to the import system or to this module?"
     file = frame.f_code.co_filename
@@ -141,6 +141,15 @@ def _is_star_import(frame: FrameType) -> bool:
     import dis
     at = next(i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti)
     return at.opname in ("IMPORT_STAR", "CALL_INTRINSIC_1")  # before and from Python 3.12
+
+def _mirrored(module: FakeModule, known: ModuleType) -> Any: # None: nothing
+    "What the dialect has in the place of a module, such as its `models` for fastai.vision.models."
+    last = module.__name__.rpartition(".")[2]
+    found = getattr(known, last) if last in known.__all__ else None
+    return None if isinstance(found, FakeModule) or callable(found) else found
+
+def _is_dialect(module: Any) -> bool:
+    return getattr(module, "__name__", "").startswith("lessonkit.dialects.")
 
 def _below(module: FakeModule, name: str) -> str:
     "A module's name without the package, such as \"vision.data\"."
@@ -156,9 +165,10 @@ def _second(name: str, chosen: str, having: set[str] = frozenset()) -> str:
     return (f"{name}{where} this process runs fastai {chosen}. Only one generation can be used at "
             "a time: restart the kernel for the other one")
 
-# %% ../../nbs/dialects/01_hook.ipynb #13e54050
-STAND_INS = ("fastcore", "fastdownload", "fastprogress", "fastkaggle", "nbdev", "ddgs",
-             "duckduckgo_search")
+# %% ../../nbs/dialects/01_hook.ipynb #375efe84
+STAND_INS = dict.fromkeys(  # packages beside fastai, and which generation needs them
+    ("fastcore", "fastdownload", "fastkaggle", "ddgs", "duckduckgo_search"), "v2",
+) | dict.fromkeys(("fastprogress", "nbdev"))
 PATCHABLE = {"open_image"}  # functions whose replacement by an old note takes effect
 
 class _Loader:
@@ -175,10 +185,12 @@ class StandInFinder:
         target: Any = None, # the module that is loaded again
     ) -> ModuleSpec | None:
         "The module to make up; None for others."
-        if name.split(".")[0] not in STAND_INS: return None
+        root = name.split(".")[0]
+        if root not in STAND_INS: return None
+        if STAND_INS[root] == "v2": finder.narrow({"v2"} & finder.possible, FoundImport(name))
         return ModuleSpec(name, _Loader(), is_package=True)
 
-# %% ../../nbs/dialects/01_hook.ipynb #a1309b1a
+# %% ../../nbs/dialects/01_hook.ipynb #2ca7fcb9
 class Finder(_Loader):
     "Finds and makes the modules of fastai, and knows which generation was chosen."
     def __init__(self):
@@ -294,8 +306,11 @@ class Finder(_Loader):
         "The names that a module has, as far as the generation is known."
         generation = self.generation_of(module)
         if generation is None: return [*_PLAIN]
+        known = dialect(generation)
+        mirrored = _mirrored(module, known)
+        more = getattr(mirrored, "__all__", []) if _is_dialect(mirrored) else []
         version = ["__version__"] if generation == "v1" else []  # only v1's star import had it
-        return [*dialect(generation).__all__, *version]
+        return list(dict.fromkeys([*known.__all__, *more, *version]))
 
     def star_names(self,
         module: FakeModule, # made up by this hook
@@ -335,13 +350,11 @@ class Finder(_Loader):
         generation = self.generation_of(module)
         if generation is None: return self.look_up_open(module, name, frame)
         known, inner = dialect(generation), _below(module, name)
-        last = module.__name__.rpartition(".")[2]
-        mirrored = getattr(known, last) if last in known.__all__ else None  # such as `models`
-        is_other = not isinstance(mirrored, FakeModule)  # itself
-        if is_other and hasattr(mirrored, name): return getattr(mirrored, name)
         if name in known.__all__: return getattr(known, name)
         table = name_table(generation, "UNSUPPORTED")
         if name in table: return Unsupported(name, *table[name])
+        mirrored = _mirrored(module, known)
+        if hasattr(mirrored, name): return getattr(mirrored, name)
         if inner in modules_of(generation): return self.child(module, name)
         value = vars(known).get(name)
         if value is not None and not isinstance(value, ModuleType): return value
@@ -386,7 +399,7 @@ class Finder(_Loader):
 
 finder = Finder()
 
-# %% ../../nbs/dialects/01_hook.ipynb #bafcbdac
+# %% ../../nbs/dialects/01_hook.ipynb #4d911478
 def _shell() -> Any:
     "IPython, if this is a notebook."
     module = sys.modules.get("IPython")
@@ -409,7 +422,7 @@ def _watch_cells():
     while frame and frame.f_globals is not shell.user_ns: frame = frame.f_back
     if frame: finder.cell = "".join(linecache.getlines(frame.f_code.co_filename))
 
-# %% ../../nbs/dialects/01_hook.ipynb #893e6a26
+# %% ../../nbs/dialects/01_hook.ipynb #b790c77c
 def activate(
     generation: str | None = None, # "0.7", "v1" or "v2"; None: what the imports say
     arch: str | None = None, # "packaged": the packaged network in place of named ones
@@ -446,7 +459,7 @@ def _installed() -> str:
     if not found: return "."
     return f" ({' and '.join(found)}, as installed, comes back by %unload_ext lessonkit.dialects)."
 
-# %% ../../nbs/dialects/01_hook.ipynb #efbfd742
+# %% ../../nbs/dialects/01_hook.ipynb #253cdff6
 def deactivate():
     "Undo `activate`: the made-up modules are gone, and a real fastai can be imported."
     for each in (finder, finder.stand_ins):
@@ -475,7 +488,7 @@ def module_of(
         finder.children[generation, name] = FakeModule(name, generation)
     return finder.children[generation, name]
 
-# %% ../../nbs/dialects/01_hook.ipynb #9657458e
+# %% ../../nbs/dialects/01_hook.ipynb #6ccf2f29
 _EXTENSION = "lessonkit.dialects"
 
 def load_ipython_extension(

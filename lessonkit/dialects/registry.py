@@ -6,7 +6,7 @@
 __all__ = ['settings', 'NotSupported', 'not_supported', 'Unsupported', 'warn_unknown', 'tell', 'forget_remarks', 'Settings',
            'resolve_arch', 'cap_epochs', 'cap_size', 'sample_of']
 
-# %% ../../nbs/dialects/00_registry.ipynb #d0b29ff7
+# %% ../../nbs/dialects/00_registry.ipynb #6f262c21
 import os
 import random
 import warnings
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
-# %% ../../nbs/dialects/00_registry.ipynb #de63c4fd
+# %% ../../nbs/dialects/00_registry.ipynb #4a15f047
 class NotSupported(NotImplementedError):
     "An old note uses something that the kit doesn't have."
 
@@ -27,7 +27,7 @@ def not_supported(
     "Raises `NotSupported` with all three."
     raise NotSupported(f"{name} is not supported here: it {did}. {instead}")
 
-# %% ../../nbs/dialects/00_registry.ipynb #e4fd0875
+# %% ../../nbs/dialects/00_registry.ipynb #2f2ce6a3
 class Unsupported:
     "Stands in for something that isn't supported; any use of it raises `NotSupported`."
     def __init__(self,
@@ -41,8 +41,11 @@ class Unsupported:
 
     def __repr__(self): return f"<{self._name}: not supported>"
 
-    def fail(self, *args: Any, **options: Any) -> NoReturn:
-        "Raises `NotSupported`, whatever is passed."
+    def fail(self,
+        *args: Any, # whatever it is called with
+        **options: Any, # and these
+    ) -> NoReturn:
+        "Raises `NotSupported`."
         not_supported(self._name, self._did, self._instead)
 
     __call__ = __getitem__ = __iter__ = __mro_entries__ = __or__ = fail
@@ -53,7 +56,7 @@ class Unsupported:
 
     def __instancecheck__(self, value): return False
 
-# %% ../../nbs/dialects/00_registry.ipynb #f9056353
+# %% ../../nbs/dialects/00_registry.ipynb #7e200841
 _warned, _told = set(), set()
 
 def warn_unknown(
@@ -72,13 +75,13 @@ def warn_unknown(
     warnings.warn(f"{call} has no {listed}: ignored, as it was in the original.{hint}",
                   stacklevel=3)
 
-# %% ../../nbs/dialects/00_registry.ipynb #58a08e92
+# %% ../../nbs/dialects/00_registry.ipynb #9bdb9ded
 def _near(name: str, known: Iterable[str]) -> str: # "" if there is none
     "The known keyword that a name is a misspelling of."
     from difflib import get_close_matches
     return next(iter(get_close_matches(name, list(known), 1)), "")
 
-# %% ../../nbs/dialects/00_registry.ipynb #96ee8e37
+# %% ../../nbs/dialects/00_registry.ipynb #f26c3605
 def tell(
     line: str, # a remark for the reader
 ):
@@ -92,7 +95,7 @@ def forget_remarks():
     _warned.clear()
     _told.clear()
 
-# %% ../../nbs/dialects/00_registry.ipynb #e65e0162
+# %% ../../nbs/dialects/00_registry.ipynb #c2042d66
 class Settings:
     "Limits for an old notebook: what `activate` was given, else what the environment says."
     VARIABLES = dict(arch="LESSONKIT_ARCH", epochs="LESSONKIT_MAX_EPOCHS",
@@ -149,7 +152,7 @@ class Settings:
 
 settings = Settings()
 
-# %% ../../nbs/dialects/00_registry.ipynb #9b59cc09
+# %% ../../nbs/dialects/00_registry.ipynb #f8a56c5e
 def resolve_arch(
     arch: str | Callable | Any, # a name, a function that makes a network, or a network
 ) -> str | Callable | Any: # for the `arch` of a `Learner`; None is the packaged network
@@ -172,7 +175,7 @@ def _is_named(arch: Any) -> bool:
     is_library = module.split(".")[0] in ("torchvision", "timm", "lessonkit")
     return is_library and callable(arch) and hasattr(arch, "__name__")
 
-# %% ../../nbs/dialects/00_registry.ipynb #35ec73e7
+# %% ../../nbs/dialects/00_registry.ipynb #218a26d7
 def cap_epochs(
     epochs: int, # that an old note asks for
 ) -> int:
@@ -194,7 +197,7 @@ def cap_size(
     if isinstance(size, int): return most
     return tuple(max(1, round(side * most / largest)) for side in size)
 
-# %% ../../nbs/dialects/00_registry.ipynb #ff701ff6
+# %% ../../nbs/dialects/00_registry.ipynb #59b73832
 def sample_of(
     labels: Sequence, # one for each image: a label, a number, or a list of labels
     keep: int | None = None, # how many images to keep; None: as many as the settings say

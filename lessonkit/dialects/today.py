@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'dropped', 'version_of', 'is_missing', 'wrong_arguments', 'wrong_method']
 
-# %% ../../nbs/dialects/11_today.ipynb #645c2d81
+# %% ../../nbs/dialects/11_today.ipynb #b24bdc27
 import ast
 import inspect
 import warnings
@@ -15,7 +15,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
-# %% ../../nbs/dialects/11_today.ipynb #489ec9fb
+# %% ../../nbs/dialects/11_today.ipynb #a2b0d514
 LIBRARIES = ("numpy", "pandas", "PIL", "scipy", "sklearn", "matplotlib", "torch", "torchvision",
              "collections", "inspect", "time", "fractions", "distutils", "imp")
 _PACKAGES = dict(PIL="pillow", sklearn="scikit-learn")  # where the name for pip is another
@@ -63,7 +63,7 @@ def dropped(
     advice = next((_ADVICE[p] for p in prefixes if p in _ADVICE), "")
     return f"{where} has no {name}" + (f": write {advice}" if advice else "")
 
-# %% ../../nbs/dialects/11_today.ipynb #10f04255
+# %% ../../nbs/dialects/11_today.ipynb #e81ba17a
 def version_of(
     library: str, # as it is imported
 ) -> str:
@@ -102,7 +102,7 @@ def is_missing(
     try: return find_spec(package) is None
     except (ImportError, ValueError): return True
 
-# %% ../../nbs/dialects/11_today.ipynb #f42ce52d
+# %% ../../nbs/dialects/11_today.ipynb #eeaf01bf
 _GONE_KEYWORDS = {("matplotlib.pyplot.hist", "normed"): "density"}
 
 def wrong_arguments(
@@ -133,12 +133,14 @@ def _signature(name: str) -> inspect.Signature | None:
     try: return inspect.signature(value)
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/dialects/11_today.ipynb #b36f9eab
+# %% ../../nbs/dialects/11_today.ipynb #718d71a7
 _GONE_METHODS = dict(
     ix=".loc[labels] or .iloc[positions]", as_matrix=".to_numpy()", iteritems=".items()",
     get_value=".at[row, column]", set_value=".at[row, column] = value", sortlevel=".sort_index()",
     get_dtype_counts=".dtypes.value_counts()", reindex_axis=".reindex(labels, axis=axis)",
-    has_key="`key in d`", itervalues=".values()", iterkeys=".keys()",
+    hide_index='.hide(axis="index")', hide_columns='.hide(columns, axis="columns")',
+    set_precision=".format(precision=n)", has_key="`key in d`",
+    itervalues=".values()", iterkeys=".keys()",
 )
 _APPEND = "pd.concat([df, other])"
 

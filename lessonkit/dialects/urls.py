@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fastai_home', 'Config', 'fastai_path', 'fastai_cfg', 'URLs', 'archive_stem', 'untar_data', 'download_url']
 
-# %% ../../nbs/dialects/02_urls.ipynb #4f2c592a
+# %% ../../nbs/dialects/02_urls.ipynb #f4d49150
 import os
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..data.datasets import DatasetMissing, Published, search, Search
 from ..data.downloads import check_address, download, DownloadError, name_from_address
 from .registry import not_supported, warn_unknown
 
-# %% ../../nbs/dialects/02_urls.ipynb #24c29a3c
+# %% ../../nbs/dialects/02_urls.ipynb #aa90ed8e
 def fastai_home() -> Path: # which need not exist
     "The folder of fastai: `$FASTAI_HOME`, else `.fastai` in the user's folder."
     return Path(os.path.expanduser(os.environ.get("FASTAI_HOME") or "~/.fastai"))
@@ -27,13 +27,22 @@ _FOLDERS = dict(data="data", data_path="data", archive="archive", data_archive_p
                 storage="tmp", model="models", model_path="models")
 
 class Config:
-    "Where fastai keeps things. Nothing is written to disk, so there is no file to edit."
+    "Where fastai keeps things. `DEFAULT_CONFIG` may name other folders; no file is written."
+    DEFAULT_CONFIG = {}
+
     @classmethod
     def get_path(cls,
         key: str, # such as "data_path" (v1) or "data" (v2)
     ) -> Path: # which need not exist
         "A folder of fastai. Raises `KeyError`."
+        if key in cls.DEFAULT_CONFIG: return Path(os.path.expanduser(cls.DEFAULT_CONFIG[key]))
         return fastai_home()/_FOLDERS[key]
+
+    @classmethod
+    def create(cls,
+        fpath: str | Path, # accepted: `DEFAULT_CONFIG` is enough
+    ):
+        "Nothing: v1 wrote `DEFAULT_CONFIG` to a file."
 
     path = get_path
 
@@ -81,7 +90,7 @@ def fastai_cfg() -> Config:
     "Where fastai keeps things."
     return Config()
 
-# %% ../../nbs/dialects/02_urls.ipynb #f61aeb83
+# %% ../../nbs/dialects/02_urls.ipynb #be044796
 _S3 = "https://s3.amazonaws.com/fast-ai-"
 
 _NO_IMAGES = set("""
@@ -140,7 +149,7 @@ class URLs(metaclass=_Names):
     SIIM_SMALL = f"{_S3}imagelocal/siim_small"
     TCGA_SMALL = f"{_S3}imagelocal/tcga_small"
 
-# %% ../../nbs/dialects/02_urls.ipynb #06701009
+# %% ../../nbs/dialects/02_urls.ipynb #6857da50
 def archive_stem(
     url: str, # an address of `URLs`, or another one of an archive
 ) -> str: # such as "oxford-iiit-pet"
@@ -184,7 +193,7 @@ def untar_data(
     try: return search(where, read, download=True)
     except DownloadError as e: raise DatasetMissing(f"{missing}\n({e})") from None
 
-# %% ../../nbs/dialects/02_urls.ipynb #2aae65d6
+# %% ../../nbs/dialects/02_urls.ipynb #43501f1a
 _KIT_NAMES = {"oxford-iiit-pet": "pets", "dogscats": "dogscats", "imagenette2-320": "imagenette",
               "imagenette2": "imagenette", "imagenette2-160": "imagenette"}
 
@@ -205,7 +214,7 @@ def _with_images(found: Path, name: str) -> Path:
     link.symlink_to(found, target_is_directory=True)
     return folder
 
-# %% ../../nbs/dialects/02_urls.ipynb #f3ae82bf
+# %% ../../nbs/dialects/02_urls.ipynb #aac856ab
 def download_url(
     url: str, # of a file
     dest: str | Path | None = None, # the file, or a folder; None: the working folder

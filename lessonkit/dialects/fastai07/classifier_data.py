@@ -9,6 +9,7 @@ __all__ = ['NO_STATS', 'FACTORY_OPTIONS', 'task_kind', 'kit_labels', 'ImageData'
 # %% ../../../nbs/dialects/fastai07/03_classifier_data.ipynb #e12dd782
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ class ImageData:
             test=test, kind=kind, classes=None if kind == "number" else names, size=t.sz,
             presize=t.presize, bs=self.bs, augment=t.augment, fit=t.fit,
             stats=t.stats if t.own_stats else None, check=None)
+        if t.own: data = replace(data, train=replace(data.train, item_tfms=t.own, _kept={}))
         if (data.train.n, data.valid.n) == (trn.n, val.n): return data
         raise ValueError("some files are listed twice: list each of them once, so that predictions "
                          "have the order of the data")

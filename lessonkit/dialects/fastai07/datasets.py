@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BaseDataset', 'FilesDataset', 'FilesArrayDataset', 'FilesIndexArrayDataset', 'FilesNhotArrayDataset',
-           'FilesIndexArrayRegressionDataset', 'resize_files', 'scaled_to', 'ArraysDataset', 'ArraysIndexDataset',
+           'FilesIndexArrayRegressionDataset', 'resize_files', 'ArraysDataset', 'ArraysIndexDataset',
            'ArraysNhotDataset', 'ArraysIndexRegressionDataset', 'DataLoader']
 
 # %% ../../../nbs/dialects/fastai07/02_datasets.ipynb #fbe97682
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ...core.processes import usable_cores
-from ...data.images import open_image as kit_open_image, open_pixels
+from ...data.images import open_image as kit_open_image
 from ...data.loader import Loader
 from .arrays import partition, to_np
-from .transforms import open_image, Transforms
+from .transforms import open_image, scaled_to, Transforms
 from ..registry import not_supported
 
 # %% ../../../nbs/dialects/fastai07/02_datasets.ipynb #b7a43baf
@@ -124,7 +124,7 @@ class FilesDataset(BaseDataset):
         "Images as the network sees them."
         t = self.transform
         paths = tuple(Path(self.path, str(self.fnames[i])) for i in positions)
-        loader = Loader(paths, None, t.sz, t.presize, bs=len(paths))
+        loader = Loader(paths, None, t.sz, t.presize, bs=len(paths), item_tfms=t.own)
         return t.views([loader.item(i) for i in range(len(paths))])
 
     def resize_imgs(self,
@@ -171,15 +171,6 @@ def resize_files(
     with ThreadPoolExecutor(usable_cores()) as pool: list(pool.map(copy, fnames))
     return str(folder)
 
-def scaled_to(
-    targ: int, # pixels of the shorter side
-) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
-    "A function that scales a Pillow image."
-    def scale(image):
-        factor = targ / min(image.size)
-        return image.resize([max(int(side * factor), targ) for side in image.size])
-    return scale
-
 # %% ../../../nbs/dialects/fastai07/02_datasets.ipynb #45dab399
 class ArraysDataset(BaseDataset):
     "Images in an array."
@@ -210,7 +201,7 @@ class ArraysDataset(BaseDataset):
     ) -> Tensor: # (n,3,sz,sz) float, standardized; without transforms, as they were given
         "Images as the network sees them."
         if self.transform is None: return torch.as_tensor(self.x[list(positions)])
-        pixels = [open_pixels(self.pixels(i), self.transform.presize) for i in positions]
+        pixels = [self.transform.squeezed(self.pixels(i)) for i in positions]
         return self.transform.views(pixels)
 
     def pixels(self,

@@ -183,7 +183,8 @@ class _StillData:
     def kit(self) -> KitData:
         source = self.data.kit
         if self._kept[0] is not source:
-            self._kept = source, replace(source, train=replace(source.train, augment=None))
+            train = replace(source.train, augment=None, item_tfms=(), _kept={})
+            self._kept = source, replace(source, train=train)
         return self._kept[1]
 
 class _Layers(LearnerAdapter):

@@ -9,8 +9,8 @@ __all__ = ['UNSUPPORTED', 'IGNORED']
 _TABLES = "trained on the columns of tables"
 _TEXT = "trained on text"
 _IMAGES = "lessonkit is for images; this part of fastai has no counterpart in it."
-_OWN = ("lessonkit rotates, zooms, flips and lights training images; what else you do to images "
-        "goes into ImageData's item_tfms, for training and validation images.")
+_OWN = ("lessonkit rotates, zooms, flips and lights training images; what else you do to them goes "
+        "into a Transform of your own, with do_transform(x, is_y).")
 
 UNSUPPORTED = {
     # parts
@@ -28,8 +28,6 @@ UNSUPPORTED = {
     "CollabFilterDataset": ("recommended items to users", _IMAGES),
     "LanguageModelData": (_TEXT, _IMAGES),
     "TextData": (_TEXT, _IMAGES),
-    "RandomBlur": ("blurred some training images", _OWN),
-    "Cutout": ("covered squares of training images", _OWN),
     "RandomRotateZoom": ("rotated, zoomed or stretched training images, one of the three", _OWN),
     "RandomStretch": ("stretched training images", _OWN),
     "AddPadding": ("added a border to images", "Take pad= of tfms_from_model."),

@@ -5,21 +5,25 @@
 # %% auto #0
 __all__ = ['transforms_basic', 'transforms_side_on', 'transforms_top_down', 'imagenet_stats', 'inception_stats',
            'inception_models', 'TfmType', 'CropType', 'check_label_type', 'Transform', 'RandomRotate', 'RandomLighting',
-           'RandomFlip', 'RandomDihedral', 'RandomZoom', 'augment_of', 'open_image', 'Transforms', 'tfms_from_stats',
-           'tfms_from_model']
+           'RandomFlip', 'RandomDihedral', 'RandomZoom', 'augment_of', 'listed', 'scaled_to', 'ImageChange', 'as_bytes',
+           'Cutout', 'RandomBlur', 'open_image', 'Transforms', 'tfms_from_stats', 'tfms_from_model']
 
 # %% ../../../nbs/dialects/fastai07/01_transforms.ipynb #e7a64487
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from ...core.checks import short_repr
 from ...data.augment import Augment, transform_images
 from ...data.image_data import imagenet_stats as kit_stats, Stats
 from ...data.images import open_pixels
@@ -54,24 +58,33 @@ def check_label_type(
                   "lessonkit classifies images and predicts numbers for them.")
 
 class Transform:
-    "What 0.7 did to an image; one of your own has the method `do_transform`."
+    """What 0.7 did to an image. One of your own has the method `do_transform(x, is_y)`.
+
+    `set_state` draws its random numbers, which it keeps in `self.store`.
+    """
     def __init__(self,
         tfm_y: int | None = TfmType.NO, # only `TfmType.NO` is supported
     ):
         check_label_type(tfm_y)
-        self.tfm_y = tfm_y
+        self.tfm_y, self.store = tfm_y, SimpleNamespace()
 
-    def strengths(self) -> dict[str, Any]:
-        "Settings of an `Augment`. Raises `NotSupported` for other transforms."
-        name = type(self).__name__
-        not_supported(name, "changed each training image in a way of its own",
-                      "lessonkit rotates, zooms, flips and lights images; what else you do to "
-                      "them goes into ImageData's item_tfms, for training and validation images.")
+    def set_state(self): "Draw random numbers, if it needs any."
+
+    def do_transform(self,
+        x: np.ndarray, # (h,w,3) float32 in [0,1]
+        is_y: bool, # always False: labels are not transformed
+    ) -> np.ndarray: # (h,w,3) float
+        "Change an image."
+        raise NotImplementedError(f"{type(self).__name__} has no do_transform(x, is_y)")
+
+    def strengths(self) -> dict[str, Any] | None: # None: it changes images itself
+        "Settings of an `Augment` that this transform stands for."
+        return None
 
     def __repr__(self): return f"{type(self).__name__}({self._said()})"
 
     def _said(self) -> str:
-        known = {k: v for k, v in vars(self).items() if k != "tfm_y"}
+        known = {k: v for k, v in vars(self).items() if k not in ("tfm_y", "store")}
         return ", ".join(f"{k}={v!r}" for k, v in known.items())
 
 # %% ../../../nbs/dialects/fastai07/01_transforms.ipynb #0784e622
@@ -159,17 +172,103 @@ def augment_of(
     if crop_type == CropType.GOOGLENET: found["min_scale"] = .08
     if max_zoom is not None: found["max_zoom"] = np.max(max_zoom).item()
     if shift: found["max_shift"] = shift
-    given = [] if aug_tfms is None else aug_tfms
-    for tfm in given if isinstance(given, (list, tuple)) else [given]:
-        if not isinstance(tfm, Transform): tfm = _OwnFunction(tfm)
-        found |= tfm.strengths()
+    for tfm in listed(aug_tfms): found |= tfm.strengths() or {}
     return Augment(**found)
 
-class _OwnFunction(Transform):
-    "A function of one's own in a list of transforms."
-    def __init__(self, func):
-        super().__init__()
-        self.func = func
+def listed(
+    aug_tfms: Transform | Sequence[Transform] | None, # random changes
+) -> list[Transform]:
+    "One transform or several as a list. Raises `TypeError` for other things."
+    given = [] if aug_tfms is None else aug_tfms
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    for tfm in given:
+        if isinstance(tfm, Transform): continue
+        raise TypeError(f"aug_tfms has transforms, such as RandomFlip(); got {short_repr(tfm)}")
+    return given
+
+# %% ../../../nbs/dialects/fastai07/01_transforms.ipynb #6a1aafc9
+def scaled_to(
+    targ: int, # pixels of the shorter side
+) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
+    "A function that scales a Pillow image."
+    def scale(image):
+        factor = targ / min(image.size)
+        return image.resize([max(int(side * factor), targ) for side in image.size])
+    return scale
+
+@dataclass
+class ImageChange:
+    "A transform of 0.7 as a function of an opened image, for the kit's `item_tfms`."
+    tfm: Transform # with `do_transform`
+    sz: int # pixels of the shorter side
+
+    def __call__(self,
+        image: PIL.Image.Image, # in RGB
+    ) -> np.ndarray: # (h,w,3) uint8
+        "Scale an image, and change it."
+        x = np.asarray(scaled_to(self.sz)(image), np.float32) / 255
+        self.tfm.set_state()
+        return as_bytes(self.tfm.do_transform(x, False))
+
+def as_bytes(
+    x: np.ndarray, # (h,w,3) float in [0,1], or bytes
+) -> np.ndarray: # (h,w,3) uint8
+    "Pixels as whole numbers from 0 to 255."
+    return x if x.dtype == np.uint8 else (x * 255).round().clip(0, 255).astype(np.uint8)
+
+# %% ../../../nbs/dialects/fastai07/01_transforms.ipynb #62660405
+class Cutout(Transform):
+    "Cover squares, which may overlap (DeVries and Taylor, *Improved regularization*, 2017)."
+    def __init__(self,
+        n_holes: int, # how many squares
+        length: int, # their side in pixels
+        p: float = .5, # how often
+        tfm_y: int | None = TfmType.NO, # only `TfmType.NO` is supported
+    ):
+        super().__init__(tfm_y)
+        self.n_holes, self.length, self.p = n_holes, length, p
+
+    def set_state(self):
+        "Cover squares this time? And where are their centers?"
+        self.store.on = random.random() < self.p
+        self.store.centers = [(random.random(), random.random()) for _ in range(self.n_holes)]
+
+    def do_transform(self,
+        x: np.ndarray, # (h,w,3) float
+        is_y: bool, # always False
+    ) -> np.ndarray: # (h,w,3) float
+        "Black squares."
+        if not self.store.on: return x
+        x, half = x.copy(), self.length / 2
+        for center in self.store.centers:
+            begins = [int(max(0, c * side - half)) for c, side in zip(center, x.shape)]
+            ends = [int(c * side + half) for c, side in zip(center, x.shape)]
+            x[begins[0]:ends[0], begins[1]:ends[1]] = 0
+        return x
+
+class RandomBlur(Transform):
+    "Blur, with a strength that is chosen at random."
+    def __init__(self,
+        blur_strengths: int | Sequence[int] = 5, # each at least 1, which changes nothing
+        probability: float = .5, # how often
+        tfm_y: int | None = TfmType.NO, # only `TfmType.NO` is supported
+    ):
+        super().__init__(tfm_y)
+        self.blur_strengths, self.probability = blur_strengths, probability
+
+    def set_state(self):
+        "How strongly to blur this time; 1: not at all."
+        strength = random.choice(np.atleast_1d(self.blur_strengths).tolist())
+        self.store.strength = strength if random.random() < self.probability else 1
+
+    def do_transform(self,
+        x: np.ndarray, # (h,w,3) float
+        is_y: bool, # always False
+    ) -> np.ndarray: # (h,w,3) float
+        "A Gaussian blur over 2 * strength - 1 pixels."
+        if self.store.strength == 1: return x
+        sigma = .3 * (self.store.strength - 2) + .8
+        return gaussian_filter(x, (sigma, sigma, 0))
 
 # %% ../../../nbs/dialects/fastai07/01_transforms.ipynb #e81eef5e
 def open_image(
@@ -189,11 +288,19 @@ class Transforms:
     fit: str = "crop" # "crop" or "squish"
     own_stats: bool = True # False: the network's own are used where there is a network
     presize: int = 0 # side of the squeezed image; 0: 1.25 times as large, or what the zoom needs
+    own: tuple[ImageChange, ...] = () # changes to an opened image, for training
 
     def __post_init__(self):
         if self.presize: return
         zoom = self.augment.max_zoom if self.augment else 1
         self.presize = round(self.sz * max(1.25, zoom))
+
+    def squeezed(self,
+        pixels: np.ndarray, # (h,w,3) uint8
+    ) -> tuple[np.ndarray, float]: # (S,S,3) uint8 and the aspect
+        "An image with its own changes, squeezed."
+        for change in self.own: pixels = change(PIL.Image.fromarray(pixels))
+        return open_pixels(pixels, self.presize)
 
     def views(self,
         pixels: Sequence[tuple[np.ndarray, float]], # (S,S,3) uint8 and the aspect, of each image
@@ -210,9 +317,7 @@ class Transforms:
         y: Any = None, # a label, which stays as it is
     ) -> Any: # (3,sz,sz) float32, standardized; with a label, both
         "An image as the network sees it."
-        as_bytes = im
-        if im.dtype != np.uint8: as_bytes = (im * 255).round().clip(0, 255).astype(np.uint8)
-        x = to_np(self.views([open_pixels(as_bytes, self.presize)])[0])
+        x = to_np(self.views([self.squeezed(as_bytes(im))])[0])
         return x if y is None else (x, y)
 
     def denorm(self,
@@ -261,7 +366,8 @@ def tfms_from_stats(
     found, size = _as_stats(stats), cap_size(int(sz))
     fit = "squish" if crop_type == CropType.NO else "crop"
     augment = augment_of(aug_tfms, max_zoom, crop_type, 2 * pad / sz)
-    train = Transforms(size, found, augment, fit)
+    own = [ImageChange(tfm, size) for tfm in listed(aug_tfms) if tfm.strengths() is None]
+    train = Transforms(size, found, augment, fit, own=tuple(own))
     return train, Transforms(size, found, None, fit, presize=train.presize)
 
 def tfms_from_model(

@@ -6,7 +6,7 @@
 __all__ = ['DatasetType', 'imagenet_stats', 'cifar_stats', 'mnist_stats', 'normalize', 'denormalize', 'DeviceDataLoader',
            'DataBunch', 'ImageDataBunch', 'load_data', 'empty_databunch']
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #21d7bd12
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #e670b560
 from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -36,7 +36,7 @@ from .saved_data import load_lists, save_lists
 from ..registry import not_supported, warn_unknown
 from ...plot.batches import show_batch
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #90348b1b
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #e32c90e2
 DatasetType = Enum("DatasetType", "Train Valid Test Single Fix")
 
 _SPLITS = {DatasetType.Train: "train", DatasetType.Valid: "valid", DatasetType.Test: "test",
@@ -135,7 +135,7 @@ class DeviceDataLoader:
             if self.data.kit.task.kind == "number" and y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
             yield to_device(self.data.norm(x), self.device), to_device(y, self.device)
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #3b134356
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #3771187b
 class _Data:
     "Labeled images, and the kit's data of them."
     path: Path # where models are saved
@@ -249,7 +249,7 @@ def _refuse_dataset(ds: Any) -> NoReturn:
     not_supported(f"DataBunch.create({short_repr(ds)})", "trained on any data set of PyTorch",
                   "Make an ImageList of the files, or override its open or get.")
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #e08b254d
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #e8a6c0c1
 class DataBunch(_Data):
     "Labeled images in batches."
     def dl(self,
@@ -283,6 +283,13 @@ class DataBunch(_Data):
     def dls(self) -> list[DeviceDataLoader]:
         "All of them."
         return [self.train_dl, self.fix_dl, self.valid_dl, *filter(None, [self.test_dl])]
+
+    def add_tfm(self,
+        tfm: Callable, # of batches
+    ) -> NoReturn:
+        "Raises `NotSupported`."
+        not_supported("data.add_tfm", "changed whole batches of a loader",
+                      "Use transforms of images: ds_tfms= or transform().")
 
     @property
     def batch_size(self) -> int:
@@ -372,7 +379,7 @@ class DataBunch(_Data):
         return shown(show_batch(self.kit, n, _SPLITS[ds_type], seed=seed, ncols=rows,
                                 figsize=figsize))
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #f6267d41
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #cc2b360e
 class _Normalized(DataBunch):
     "Images that are normalized, for a network that wants them so."
     def batch_stats(self,
@@ -440,7 +447,7 @@ class _Normalized(DataBunch):
         if test is not None: lls.add_test_folder(test)
         return lls.databunch(bs=bs, val_bs=val_bs, num_workers=num_workers, **options)
 
-# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #1f7379f4
+# %% ../../../nbs/dialects/fastai1/09_databunch.ipynb #a1f957e5
 class ImageDataBunch(_Normalized):
     "Labeled images in batches, made by one of the `from_...` factories or the data block API."
     @classmethod

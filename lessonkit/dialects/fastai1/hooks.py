@@ -22,8 +22,17 @@ class Hook:
         detach: bool = True, # hand over tensors without gradients?
     ):
         self.hook_func, self.detach, self.stored = hook_func, detach, None
-        register = m.register_forward_hook if is_forward else m.register_full_backward_hook
-        self.hook, self.removed = register(self.hook_fn), False
+        watch = self.hook_fn if is_forward else self.watch_gradient
+        self.hook, self.removed = m.register_forward_hook(watch), False
+
+    def watch_gradient(self,
+        module: nn.Module, # that has run
+        input: Any, # what it was given
+        output: Tensor, # what it put out
+    ):
+        "Ask for the gradient of the output."
+        def call(gradient): self.hook_fn(module, None, (gradient,))
+        if output.requires_grad: output.register_hook(call)
 
     def hook_fn(self,
         module: nn.Module, # that has run

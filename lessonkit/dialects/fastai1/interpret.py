@@ -187,8 +187,10 @@ class ClassificationInterpretation(Interpretation):
         figsize: tuple[float, float] = (8, 8), # inches, of each image
         save_misclassified: bool = False, # return the images?
     ) -> Any: # a figure, except in a notebook, where it is shown; or the images
-        "Of several labels: images whose most probable label is wrong, largest losses first."
-        wrong = ~self.y_true.gather(1, self.pred_class[:, None])[:, 0].bool()
+        "Images whose most probable label is wrong, the largest losses first."
+        single = self.kit_preds.kind == "single"
+        if single: wrong = self.pred_class != self.y_true
+        else: wrong = ~self.y_true.gather(1, self.pred_class[:, None])[:, 0].bool()
         order = self.losses.argsort(descending=True)
         idx = order[wrong[order]].tolist()
         print(f"{len(idx)} of {len(self.losses)} images have a wrong most probable label.")
@@ -203,7 +205,7 @@ class ClassificationInterpretation(Interpretation):
         i: int, # position in the set
     ) -> str: # four lines
         "What is written above an image with several labels."
-        said, classes = int(self.pred_class[i]), self.kit_preds.classes
-        actual = ", ".join(str(c) for c, y in zip(classes, self.y_true[i]) if y)
+        said, task = int(self.pred_class[i]), self.kit_preds.task
+        actual, classes = task.text(self.y_true[i]), task.classes
         return (f"Predicted: {classes[said]}\nActual: {actual}\nLoss: {self.losses[i]:.4g}\n"
                 f"Probability: {self.preds[i][said]:.3f}")

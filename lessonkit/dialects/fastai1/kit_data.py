@@ -6,9 +6,10 @@
 __all__ = ['opens_itself', 'are_files', 'pixels_to_save', 'item_files', 'Opener', 'Plan', 'plan_of', 'no_stats', 'count_channels',
            'sampled', 'build_kit', 'task_of', 'empty_kit', 'with_batch_size', 'with_test']
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #22738e9e
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #9ba76b76
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,13 +37,15 @@ from .transforms import fixed_tfms, split_tfms
 from ..hook import patched
 from ..registry import sample_of, tell
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #ca296c32
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #b009de71
+# Some old notes assign to ImageList.open, so these are remembered as they are now
+_OPEN, _GET = ImageList.open, ImageList.get
+
 def opens_itself(
     x: ImageList, # images
 ) -> bool:
     "Are these images opened in a way of their own?"
-    kind = type(x)
-    overridden = kind.open is not ImageList.open or kind.get is not ImageList.get
+    overridden = type(x).open is not _OPEN or type(x).get is not _GET
     return overridden or x.after_open is not None or patched("open_image") is not None
 
 def are_files(
@@ -62,23 +65,26 @@ def pixels_to_save(
 
 def item_files(
     x: ImageList, # images
+    seen: Counter | None = None, # how often images of other lists were stored; it is changed
 ) -> list[Path]: # one for each
     "The files of images. Those that are no files are written to the cache."
     if are_files(x): return [Path(item) for item in x.items]
-    folder = cache_dir()/"fastai1"
+    folder, seen = cache_dir()/"fastai1", Counter() if seen is None else seen
     folder.mkdir(exist_ok=True)
-    return [_stored(x.get(i), folder) for i in range(len(x))]
+    return [_stored(x.get(i), folder, seen) for i in range(len(x))]
 
-def _stored(image: Any, folder: Path) -> Path:
-    "The file of an opened image, named by its content."
+def _stored(image: Any, folder: Path, seen: Counter) -> Path:
+    "The file of an opened image, named by its content; equal images have files of their own."
     pixels = np.asarray(pixels_to_save(image))
     digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()[:32]
     is_image = pixels.ndim == 2 or pixels.shape[2] in (3, 4)
-    file = folder/f"{digest}{'.png' if is_image else '.npy'}"
+    ending = ".png" if is_image else ".npy"
+    file = folder/(f"{digest}-{seen[digest]}{ending}" if seen[digest] else f"{digest}{ending}")
+    seen[digest] += 1
     if not file.exists(): write_atomic(file, _encoded(pixels, is_image))
     return file
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #8706c4b1
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #27c53d6c
 def _encoded(pixels: np.ndarray, is_image: bool) -> bytes:
     "The content of a .png or .npy file."
     file = BytesIO()
@@ -108,7 +114,7 @@ class Opener:
         x, i = self.places.get(path, (None, None))
         return pixels_to_save(self.usual.open(path) if x is None else x.get(i))
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #c40432ab
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #a29c423c
 @dataclass
 class Plan:
     "What is done to images, in the kit's words."
@@ -142,7 +148,9 @@ def plan_of(
 def _first_size(x: ImageList) -> tuple[int, int] | None: # height, width; None: it is unknown
     "The size of the first image that can be read."
     for i in range(min(3, len(x))):
-        with suppress(OSError, ValueError): return tuple(x.get(i).size)
+        with suppress(OSError, ValueError):
+            image = x.get(i)
+            return tuple(image.size) if isinstance(image, Image) else None
     return None
 
 def _own_presize(x: ImageList, size: int) -> int:
@@ -160,7 +168,7 @@ def _own_size(x: ImageList, tfms: list) -> int:
                     f"squares of {side} pixels.")
     return side
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #c6878e4f
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #ce8fc8ec
 def no_stats(
     channels: int, # of the images
 ) -> Stats:
@@ -189,7 +197,7 @@ def sampled(
     found.test = lists.test
     return found
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #062d55e9
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #54d2e01c
 def build_kit(
     lists: LabelLists, # labeled images with their transforms
     path: Path, # the folder
@@ -202,7 +210,8 @@ def build_kit(
     Raises `ValueError` or `FileNotFoundError` with advice.
     """
     train, valid = lists.train, lists.valid
-    plan, files = plan_of(train, valid), [item_files(part.x) for part in (train, valid)]
+    plan, seen = plan_of(train, valid), Counter()
+    files = [item_files(part.x, seen) for part in (train, valid)]
     is_custom = are_files(train.x) and opens_itself(train.x)
     options = dict(
         size=plan.size, presize=plan.presize, bs=bs, fit=plan.fit,
@@ -244,7 +253,7 @@ def _keep(ds: LabelList, files: list[Path], there: Sequence[Path]):
     idxs = [at[file] for file in there]
     ds.x, ds.y = ds.x[idxs], ds.y[idxs]
 
-# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #055f92f4
+# %% ../../../nbs/dialects/fastai1/07_kit_data.ipynb #3f89ce92
 def task_of(
     ds: LabelList, # labeled images
 ) -> Task:

@@ -102,6 +102,17 @@ class _Settings(LearnerAdapter):
     def data(self, value: DataBunch): self._data = value
 
     @property
+    def model(self) -> nn.Module:
+        "The network: body and head, for normalized images; or your own."
+        return super().model
+
+    @model.setter
+    def model(self, value: nn.Module):
+        if isinstance(value, nn.DataParallel): value = value.module  # one device is enough here
+        if value is self.model: return
+        self.own, self._kit, self._view, self.n_groups = value, None, None, 0
+
+    @property
     def loss_func(self) -> Any:
         "The loss: a function of (outputs, targets)."
         if self._loss_func is not None: return self._loss_func
@@ -499,6 +510,7 @@ class CNNLearner(Learner):
         self.head, self.ps, self.custom_head = head, ps, custom_head
 
     def _create(self, data):
+        if self.own is not None: return super()._create(data)
         options = self._options()
         if self.custom_head is None:
             return self.named_learner(data, self.arch, self.pretrained, head=self.head, ps=self.ps,

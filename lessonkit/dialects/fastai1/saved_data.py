@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save_lists', 'load_lists']
 
-# %% ../../../nbs/dialects/fastai1/08_saved_data.ipynb #5a2d13ea
+# %% ../../../nbs/dialects/fastai1/08_saved_data.ipynb #20e83ac5
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .item_lists import CategoryList, FloatList, MultiCategoryList
 from .kit_data import are_files
 from .transforms import flat_tfms, RandTransform, TRANSFORMS
 
-# %% ../../../nbs/dialects/fastai1/08_saved_data.ipynb #c1d98dbc
+# %% ../../../nbs/dialects/fastai1/08_saved_data.ipynb #c42afacc
 _FORMAT = "lessonkit data of fastai v1, 1"
 
 _LABELS = dict(single=CategoryList, multi=MultiCategoryList, number=FloatList)
@@ -39,15 +39,17 @@ def _describe_list(ds: LabelList, with_items: bool) -> dict:
     names = ds.y.names() if with_items and ds.y.kind else []
     if ds.y.kind: names = plain_labels(names, ds.y.kind)[1] if names else []
     return dict(items=items, labels=names, tfms=_describe_tfms(ds.tfms), options=ds.tfmargs,
-                has_paths=bool(len(ds.items)) and isinstance(ds.items[0], Path))
+                has_paths=bool(len(ds.items)) and isinstance(ds.items[0], Path),
+                convert_mode=ds.x.convert_mode)
 
 def _read_list(described: dict, y: Any, path: Path) -> LabelList:
     items = described["items"]
     if described["has_paths"]: items = [Path(item) for item in items]
-    return LabelList(ImageList(items, path=path), y, _read_tfms(described["tfms"]),
-                     **_as_tuples(described["options"]))
+    x = ImageList(items, path=path, convert_mode=described["convert_mode"])
+    tfms, options = _read_tfms(described["tfms"]), _as_tuples(described["options"])
+    return LabelList(x, y, tfms, **options)
 
-# %% ../../../nbs/dialects/fastai1/08_saved_data.ipynb #b584f0be
+# %% ../../../nbs/dialects/fastai1/08_saved_data.ipynb #8ef056dc
 def save_lists(
     lists: LabelLists, # labeled images
     file: Path, # to write

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['tensor', 'TensorBase', 'TensorCategory', 'TensorMultiCategory', 'as_column', 'tilt_maps', 'zoom_maps', 'TensorImage',
            'TensorImageBW', 'subplots', 'show_image', 'show_images', 'make_thumbnail', 'patch_pillow', 'PILBase',
-           'PILImage', 'PILImageBW', 'image2tensor', 'map_tensors', 'default_device', 'to_cpu', 'to_device', 'to_np',
-           'image_cat']
+           'PILImage', 'PILImageBW', 'image2tensor', 'map_tensors', 'default_device', 'usable_device', 'to_cpu',
+           'to_device', 'to_np', 'image_cat']
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #819362e9
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #e240d238
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -26,9 +26,9 @@ from lessonkit.data.geometry import (
 )
 from ...data.images import open_image
 from .lists import L
-from ..registry import warn_unknown
+from ..registry import tell, warn_unknown
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #5329a5d0
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #96c63620
 def tensor(
     x: Any = None, # numbers, a list of them, an array, a tensor, a column or an image
     *rest: Any, # more numbers
@@ -47,7 +47,7 @@ def tensor(
     if dtype is not None or device is not None: found = found.to(device=device, dtype=dtype)
     return found.requires_grad_(requires_grad) if requires_grad else found
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #439561a2
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #6d1c9908
 class TensorBase(Tensor):
     "A tensor with a type of its own."
     def __new__(cls, x, **options): return tensor(x, **options).as_subclass(cls)
@@ -66,7 +66,7 @@ class TensorBase(Tensor):
 class TensorCategory(TensorBase): "The number of a class, or those of a batch."
 class TensorMultiCategory(TensorBase): "For each label 1 if it applies, else 0."
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #198a3b19
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #59e26bd4
 def as_column(
     value: float | Tensor, # one for all images, or (n,)
 ) -> Tensor: # (1,) or (n,) float64
@@ -92,7 +92,7 @@ def zoom_maps(
     side, x, y = torch.broadcast_tensors(1 / as_column(zoom), as_column(x), as_column(y))
     return crop_maps((1 - side) * (2*x - 1), (1 - side) * (2*y - 1), side, side)
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #42d7ad75
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #dd071c73
 class TensorImage(TensorBase):
     "An image (c,h,w), or a batch of them (n,c,h,w)."
     def affine_coord(self,
@@ -155,7 +155,7 @@ class TensorImage(TensorBase):
 
 class TensorImageBW(TensorImage): "An image with one channel."
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #04b16ac0
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #0cabc284
 def subplots(
     nrows: int = 1, # of the grid
     ncols: int = 1, # of the grid
@@ -211,7 +211,7 @@ def show_images(
     for im, title, ax in zip(ims, titles, axes): show_image(im, ax=ax, title=title)
     for ax in axes[len(ims):]: ax.axis("off")
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #279f2e04
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #c268c3c7
 def make_thumbnail(
     self: Image.Image, # any Pillow image
     h: int, # largest height in pixels
@@ -231,7 +231,7 @@ def patch_pillow():
 
 patch_pillow()
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #c2fb15cf
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #7d345715
 class PILBase(Image.Image):
     "An image that shows itself."
     channels = 3  # of what `create` opens
@@ -278,7 +278,7 @@ class PILImageBW(PILImage):
         "Draw it in gray."
         return show_image(self, ctx=ctx, **dict(cmap="gray") | options)
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #e4ab8e2c
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #837c4e3f
 def image2tensor(
     img: Image.Image, # of any mode
 ) -> Tensor: # (c,h,w) uint8
@@ -303,6 +303,16 @@ def default_device(
     "Where batches go."
     return torch.device("cuda" if use_cuda is not False and torch.cuda.is_available() else "cpu")
 
+def usable_device(
+    device: torch.device | str | int | None = None, # None: a GPU if there is one
+) -> torch.device:
+    "The device; without a GPU, the CPU in its place."
+    if device is None: return default_device()
+    wanted = torch.device(device)
+    if wanted.type != "cuda" or torch.cuda.is_available(): return wanted
+    tell(f"There is no GPU here, so batches go to the CPU instead of {wanted}.")
+    return torch.device("cpu")
+
 def to_cpu(
     b: Any, # a tensor, or a list, tuple or dict of them
 ) -> Any:
@@ -314,7 +324,7 @@ def to_device(
     device: torch.device | str | None = None, # None: a GPU if there is one
 ) -> Any:
     "The same on a device."
-    device = default_device() if device is None else device
+    device = usable_device(device)
     return map_tensors(b, lambda x: x.to(device))
 
 def to_np(
@@ -323,7 +333,7 @@ def to_np(
     "The same as arrays."
     return map_tensors(x, lambda t: t.detach().cpu().as_subclass(Tensor).numpy())
 
-# %% ../../../nbs/dialects/fastai2/02_images.ipynb #dd7b8ef8
+# %% ../../../nbs/dialects/fastai2/02_images.ipynb #8e2952a4
 def image_cat() -> np.ndarray: # (h,w,3) uint8
     "The picture of a cat, for `PILImage.create`. It is drawn: the kit brings no photos."
     return np.asarray(draw_pet(next(iter(CATS)), np.random.default_rng(0), 256))

@@ -90,6 +90,12 @@ class OptimizerView:
         else: rates, mom = [self.learn.lr] * count, .9
         return L([dict(lr=rate, mom=mom, wd=self.learn.wd) for rate in rates])
 
+    @property
+    def param_lists(self) -> L: # of lists of parameters
+        "The parameters of each layer group."
+        groups = self.learn.kit.model.group_parameters()
+        return L([L(group) for group in groups[:max(1, self.learn.n_groups)]])
+
     def clear_state(self): "Nothing is left to be cleared: each fit has an optimizer of its own."
 
     def __repr__(self): return f"Optimizer with {len(self.hypers)} layer groups: {self.hypers[-1]}"
@@ -97,6 +103,8 @@ class OptimizerView:
 # %% ../../../nbs/dialects/fastai2/17_learner.ipynb #6baa18e1
 class _Made(LearnerAdapter, PredictsViews):
     "How a learner is made, and what it is made of."
+    recorder: Recorder # what happened in the last fit
+
     def __init__(self,
         dls: Any, # `DataLoaders`
         model: nn.Module, # takes images (n,channels,h,w), puts out (n,c)
@@ -241,12 +249,12 @@ class _Fits(_Made):
 
     def fit_one_cycle(self,
         n_epoch: int, # at least 1
-        lr_max: Any = None, # peak rate: a number, one for each group, or a slice; None: the learner's
+        lr_max: Any = None, # peak rate: one, one for each group, or a slice; None: the learner's
         div: float = 25., # the start is the peak / div
         div_final: float = 1e5, # the end is the peak / div_final
         pct_start: float = .25, # share of training in which the rate rises
         wd: float | None = None, # weight decay; None: the learner's
-        moms: Sequence[float] | None = None, # at the start, the peak and the end; None: the learner's
+        moms: Sequence[float] | None = None, # at start, peak and end; None: the learner's
         cbs: Any = None, # callbacks, for this fit
         reset_opt: bool = False, # accepted: the optimizer always begins anew
         start_epoch: int = 0, # must be 0
@@ -296,7 +304,7 @@ class _FitsMore(_Fits):
     def fit_sgdr(self,
         n_cycles: int, # at least 1
         cycle_len: int, # epochs of the first cycle
-        lr_max: Any = None, # peak rate: a number, one for each group, or a slice; None: the learner's
+        lr_max: Any = None, # peak rate: one, one for each group, or a slice; None: the learner's
         cycle_mult: int = 2, # each cycle is so many times as long as the one before; 1 works, too
         cbs: Any = None, # callbacks, for this fit
         reset_opt: bool = False, # accepted: the optimizer always begins anew

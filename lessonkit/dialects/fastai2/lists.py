@@ -6,7 +6,7 @@
 __all__ = ['Inf', 'is_array', 'as_items', 'positions_of', 'L', 'CategoryMap', 'list_folder', 'patch_paths', 'first', 'noop',
            'set_seed', 'Pipeline', 'function_name', 'compose']
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #230ab4bb
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #a4f1b8a8
 import itertools
 import operator
 import random
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #ace43886
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #b5cd423b
 def is_array(
     value: Any, # of any type
 ) -> bool:
@@ -39,7 +39,7 @@ def _rows(value: Any) -> list:
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0: return [value]
     return list(value)
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #d19d219c
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #03c70488
 def positions_of(
     index: Any, # a slice, a list or array of positions, or a mask with one bool for each item
     n: int, # how many items there are
@@ -52,7 +52,7 @@ def positions_of(
     if len(index) != n: raise IndexError(f"the mask has {len(index)} values for {n} items")
     return [i for i, wanted in enumerate(index) if wanted]
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #5941c0cc
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #074c533c
 def _mapped(f: Any, args: tuple, options: dict) -> Callable:
     "A function, a format string, or something to look up in, as a function."
     if isinstance(f, str): return f.format
@@ -70,7 +70,7 @@ def _attribute(item: Any, name: str, default: Any) -> Any:
     for part in name.split("."): item = getattr(item, part, default)
     return item
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #0434eb95
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #3db43a52
 class _Indexed(list):
     "A list that is indexed, shown and compared as in old notes."
     def __init__(self,
@@ -114,7 +114,7 @@ class _Indexed(list):
 
     def __invert__(self) -> Self: return type(self)([not item for item in self])
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #b9c18bd4
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #6ddc880c
 class _Mapped(_Indexed):
     "Every item changed, chosen or looked at."
     def map(self,
@@ -173,7 +173,7 @@ class _Mapped(_Indexed):
         found = list(dict.fromkeys(self))
         return type(self)(sorted(found) if sort else found)
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #9baff9d6
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #a8ff4b86
 class _Combined(_Mapped):
     "Lists of lists, and pairs."
     @classmethod
@@ -224,9 +224,14 @@ class _Combined(_Mapped):
         "What `f` makes of each item, whose values become its arguments."
         return type(self)([f(*item, *args, **options) for item in self])
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #dd874fb9
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #65b529e6
 class L(_Combined):
     "A list with methods for what old v2 notes do with lists."
+    @property
+    def items(self) -> list:
+        "A plain list of the items."
+        return list(self)
+
     def enumerate(self) -> Self:
         "Pairs of a position and an item."
         return type(self)([*enumerate(self)])
@@ -290,7 +295,7 @@ class L(_Combined):
         "Set an attribute of each item."
         for item in self: setattr(item, attr, val)
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #d8dd0bf0
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #bd537e0d
 class CategoryMap(L):
     "The names of classes in the order of their numbers."
     def __init__(self,
@@ -327,7 +332,7 @@ def _in_order(names: list) -> list:
     try: return sorted(names)
     except TypeError: return names
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #e607b9f6
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #657d31c7
 def list_folder(
     self: Path, # a folder
     n_max: int | None = None, # at most so many; None: all
@@ -358,7 +363,7 @@ def patch_paths():
 
 patch_paths()
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #3dabf822
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #a7961e26
 def first(
     x: Iterable, # anything to go through
     f: Callable | None = None, # a function of an item; None: any item will do
@@ -384,7 +389,7 @@ def set_seed(
     np.random.seed(s % 2**32)
     torch.manual_seed(s)
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #5777919e
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #3160d415
 class _Endless:
     "Numbers without an end."
     @property
@@ -409,7 +414,7 @@ class _Endless:
 
 Inf = _Endless()
 
-# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #e3679deb
+# %% ../../../nbs/dialects/fastai2/00_lists.ipynb #da962aeb
 class Pipeline:
     "Functions that are called one after the other."
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACCEPTED', 'grid_counts', 'TfmdDL', 'DataLoaders', 'DataLoader']
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #257b16e2
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #fcfd98f1
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...data.augment import to_inputs
@@ -24,6 +25,7 @@ from .datasets import Datasets, item_at
 from .figures import show_figure
 from lessonkit.dialects.fastai2.images import (
     default_device, TensorBase, TensorCategory, TensorImage, TensorImageBW, TensorMultiCategory,
+    usable_device,
 )
 from .kit_data import KitMaker
 from .lists import as_items, CategoryMap, L, Pipeline
@@ -35,7 +37,7 @@ from ..registry import not_supported, tell, warn_unknown
 from ...plot.batches import show_batch
 from ...plot.figures import show_images
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c1a1eb12
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #7ba8e206
 def grid_counts(
     max_n: int = 9, # at most so many images
     nrows: int | None = None, # of the grid
@@ -125,7 +127,7 @@ class _Loads:
         self.dls.to(device)
         return self
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #e9e99b68
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #2ef0ed24
 class _Batches(_Loads):
     "Batches as tuples of tensors."
     def __iter__(self):
@@ -183,7 +185,7 @@ class _Batches(_Loads):
         return self.dls.kit.task.decode(plain.reshape(1) if self.dls.kit.kind == "number"
                                         and plain.ndim == 0 else plain)
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #2027974f
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #3a82affe
 class TfmdDL(_Batches):
     "A loader of images and labels."
     def show_batch(self,
@@ -234,7 +236,7 @@ class TfmdDL(_Batches):
     def __repr__(self):
         return f"TfmdDL ({self.split}): {self.n} images in {len(self)} batches"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #ec00620f
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #b9333fe4
 class _Made:
     "Loaders of images and labels, and the kit's data behind them."
     def __init__(self,
@@ -243,7 +245,7 @@ class _Made:
         device: torch.device | str | None = None, # of batches; None: a GPU if there is one
     ):
         self.path = Path(path)
-        self.device = default_device() if device is None else torch.device(device)
+        self.device = usable_device(device)
         self.loaders = L(list(loaders))
         self.maker: KitMaker | None = None
         self.dsets: Datasets | None = None
@@ -302,7 +304,7 @@ def _joined(train: Datasets, valid: Datasets) -> Datasets:
     joined.splits = L(L.range(n), L.range(n, len(items)))
     return joined
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #78e5b70e
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #841ad3de
 class _Loaders(_Made):
     "The loaders one by one, and what they have in common."
     @property
@@ -378,7 +380,7 @@ class _Loaders(_Made):
         "What is done to batches, to be shown."
         return self.train.after_batch
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #3f8b36c0
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #39d8a08b
 class DataLoaders(_Loaders):
     "Loaders of training and validation images."
     @property
@@ -396,7 +398,7 @@ class DataLoaders(_Loaders):
         device: torch.device | str, # of batches
     ) -> Self:
         "Put batches on a device from now on."
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         return self
 
     def cuda(self) -> Self:
@@ -433,7 +435,7 @@ class DataLoaders(_Loaders):
         return self.train.decode_batch(b, max_n)
 
     def test_dl(self,
-        test_items: Any, # files; or rows of a table, as for training
+        test_items: Any, # files; rows of a table, as for training; or images
         rm_type_tfms: Any = None, # accepted
         with_labels: bool = False, # read labels of them, too?
         bs: int | None = None, # most images in a batch; None: as in training
@@ -442,7 +444,7 @@ class DataLoaders(_Loaders):
         "A loader of other images, in order. Raises `KeyError` for labels that are no classes."
         warn_unknown("test_dl", set(options) - ACCEPTED - {"num_workers", "device"}, ("bs",))
         dataset = self.dsets.like(test_items)
-        paths = [self.maker.opening.path(item_at(dataset.items, i)) for i in range(len(dataset))]
+        paths = [self._source(item_at(dataset.items, i)) for i in range(len(dataset))]
         if not paths: raise ValueError("there are no test images: the list is empty")
         targets = None
         if with_labels:
@@ -451,6 +453,11 @@ class DataLoaders(_Loaders):
         like = self.kit.valid
         loader = Loader(**like.settings(paths=tuple(paths), targets=targets, bs=bs or like.bs))
         return TfmdDL(self, dataset, "test", loader)
+
+    def _source(self, item: Any) -> Any:
+        "What the kit opens: an image itself, or the file of an item."
+        is_image = isinstance(item, (Image.Image, np.ndarray, Tensor, bytes))
+        return item if is_image else self.maker.opening.path(item)
 
     def new(self,
         **options: Any, # bs=
@@ -466,7 +473,7 @@ class DataLoaders(_Loaders):
     def __repr__(self):
         return f"{type(self).__name__} of {self.kit!r}" if self.maker else "DataLoaders"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c89060ae
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #601bae49
 class DataLoader(torch.utils.data.DataLoader):
     "PyTorch's loader, with `bs` as another name for the size of a batch."
     def __init__(self,

@@ -34,8 +34,8 @@ UNSUPPORTED = {
                JaccardCoeffMulti foreground_acc AddMaskCodes get_annotations""", _SEGMENTS),
     **_each("""PointBlock BBoxBlock BBoxLblBlock TensorPoint TensorBBox LabeledBBox bb_pad
                PointScaler BBoxLabeler clip_remove_empty TensorPointCreate""", _POINTS),
-    **_each("""GANLearner GANModule GANLoss gan_critic basic_critic basic_generator gan_loss_from_func
-               FixedGANSwitcher AdaptiveGANSwitcher""", _GENERATES),
+    **_each("""GANLearner GANModule GANLoss gan_critic basic_critic basic_generator
+               gan_loss_from_func FixedGANSwitcher AdaptiveGANSwitcher""", _GENERATES),
     **_each("""TextDataLoaders TextBlock text_classifier_learner language_model_learner AWD_LSTM
                Perplexity perplexity CorpusBLEUMetric RNNRegularizer ModelResetter""", _TEXT),
     **_each("""TabularDataLoaders TabularPandas tabular_learner Categorify FillMissing

@@ -95,7 +95,8 @@ def head_layers(
     drops = [last / 2] * (len(widths) - 2) + [last] if last is not None else list(ps)
     if len(drops) == 1: drops = [drops[0] / 2] * (len(widths) - 2) + drops
     if len(drops) != len(widths) - 1:
-        raise ValueError(f"ps has {len(drops)} values for {len(widths) - 1} layers: give one number")
+        raise ValueError(f"ps has {len(drops)} values for {len(widths) - 1} layers: give one "
+                         "number")
     layers = [nn.Dropout(drops.pop(0))] if lin_first else []
     if lin_first: drops.append(0.)
     for i, p in enumerate(drops):
