@@ -189,7 +189,7 @@ def test_what_works_is_not_called_missing(check, code):
 @pytest.mark.parametrize("code, kind, name", [
     ("cnn_learner(3, 4, bn_final=True)", "ignored", "cnn_learner(bn_final=)"),
     ("Learner(3).to_fp16(loss_scale=2)", "ignored", "Learner.to_fp16(loss_scale=)"),
-    ("Data.from_folder('x', colour=3)", "ignored", "Data.from_folder(colour=)"),
+    ("Data.from_folder('x', shade=3)", "ignored", "Data.from_folder(shade=)"),
     ("cnn_learner(3, 4, metric=3)", "unsupported", "cnn_learner(metric=)"),
     ("Learner(3, metric=3)", "unsupported", "Learner(metric=)"),
     ("Learner(3).fit(1, wd=3)", "unsupported", "Learner.fit(wd=)"),

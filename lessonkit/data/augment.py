@@ -39,7 +39,8 @@ class Augment:
 
     def __post_init__(self):
         limits = dict(max_rotate=(0, 180), max_zoom=(1, 10), max_warp=(0, .9), p_affine=(0, 1),
-                      max_lighting=(0, .99), p_lighting=(0, 1), min_scale=(.01, 1), max_shift=(0, 2))
+                      max_lighting=(0, .99), p_lighting=(0, 1), min_scale=(.01, 1),
+                      max_shift=(0, 2))
         for name, (low, high) in limits.items():
             object.__setattr__(self, name, number(name, getattr(self, name), low, high))
         for name in ("flip", "flip_vert", "random_crop"):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fastai_home', 'Config', 'fastai_path', 'fastai_cfg', 'URLs', 'archive_stem', 'untar_data', 'download_url']
 
-# %% ../../nbs/dialects/02_urls.ipynb #f4d49150
+# %% ../../nbs/dialects/02_urls.ipynb #254102c9
 import os
 import re
 from pathlib import Path
@@ -18,10 +18,14 @@ from ..data.datasets import DatasetMissing, Published, search, Search
 from ..data.downloads import check_address, download, DownloadError, name_from_address
 from .registry import not_supported, warn_unknown
 
-# %% ../../nbs/dialects/02_urls.ipynb #aa90ed8e
+# %% ../../nbs/dialects/02_urls.ipynb #69d25ab6
 def fastai_home() -> Path: # which need not exist
     "The folder of fastai: `$FASTAI_HOME`, else `.fastai` in the user's folder."
     return Path(os.path.expanduser(os.environ.get("FASTAI_HOME") or "~/.fastai"))
+
+class _Home:
+    "The folder of fastai, for a class and its objects alike."
+    def __get__(self, config, cls) -> Path: return fastai_home()
 
 _FOLDERS = dict(data="data", data_path="data", archive="archive", data_archive_path="data",
                 storage="tmp", model="models", model_path="models")
@@ -29,6 +33,7 @@ _FOLDERS = dict(data="data", data_path="data", archive="archive", data_archive_p
 class Config:
     "Where fastai keeps things. `DEFAULT_CONFIG` may name other folders; no file is written."
     DEFAULT_CONFIG = {}
+    config_path = _Home()
 
     @classmethod
     def get_path(cls,
@@ -90,7 +95,7 @@ def fastai_cfg() -> Config:
     "Where fastai keeps things."
     return Config()
 
-# %% ../../nbs/dialects/02_urls.ipynb #be044796
+# %% ../../nbs/dialects/02_urls.ipynb #784fddaa
 _S3 = "https://s3.amazonaws.com/fast-ai-"
 
 _NO_IMAGES = set("""
@@ -149,7 +154,7 @@ class URLs(metaclass=_Names):
     SIIM_SMALL = f"{_S3}imagelocal/siim_small"
     TCGA_SMALL = f"{_S3}imagelocal/tcga_small"
 
-# %% ../../nbs/dialects/02_urls.ipynb #6857da50
+# %% ../../nbs/dialects/02_urls.ipynb #272a1994
 def archive_stem(
     url: str, # an address of `URLs`, or another one of an archive
 ) -> str: # such as "oxford-iiit-pet"
@@ -193,7 +198,7 @@ def untar_data(
     try: return search(where, read, download=True)
     except DownloadError as e: raise DatasetMissing(f"{missing}\n({e})") from None
 
-# %% ../../nbs/dialects/02_urls.ipynb #43501f1a
+# %% ../../nbs/dialects/02_urls.ipynb #fe0a9441
 _KIT_NAMES = {"oxford-iiit-pet": "pets", "dogscats": "dogscats", "imagenette2-320": "imagenette",
               "imagenette2": "imagenette", "imagenette2-160": "imagenette"}
 
@@ -214,7 +219,7 @@ def _with_images(found: Path, name: str) -> Path:
     link.symlink_to(found, target_is_directory=True)
     return folder
 
-# %% ../../nbs/dialects/02_urls.ipynb #aac856ab
+# %% ../../nbs/dialects/02_urls.ipynb #5d3c9dd2
 def download_url(
     url: str, # of a file
     dest: str | Path | None = None, # the file, or a folder; None: the working folder

@@ -41,16 +41,16 @@ __all__ = ['vision', 'callbacks', 'widgets', 'np', 'plt', 'pd', 'torch', 'nn', '
            'TrackerCallback', 'Recorder', 'get_preds', 'ClassificationInterpretation', 'Interpretation', 'clip_grad',
            'cnn_learner', 'create_cnn', 'fit_fc', 'fit_one_cycle', 'Learner', 'lr_find', 'mixup', 'to_fp16', 'to_fp32',
            'load_learner', 'download_images', 'get_image_files', 'verify_images', 'DatasetFormatter', 'FileDeleter',
-           'ImageCleaner', 'Config', 'download_url', 'untar_data', 'URLs', 'load_data', 'ImageSegment',
-           'SegmentationItemList', 'SegmentationLabelList', 'SegmentationProcessor', 'SegmentationInterpretation',
-           'open_mask', 'open_mask_rle', 'unet_learner', 'dice', 'foreground_acc', 'DynamicUnet', 'ImageImageList',
-           'ImagePoints', 'ImageBBox', 'PointsItemList', 'PointsLabelList', 'ObjectItemList', 'ObjectCategoryList',
-           'ObjectDetectionInterpretation', 'bb_pad_collate', 'get_annotations', 'GANLearner', 'GANItemList',
-           'GANModule', 'GANLoss', 'GANTrainer', 'basic_critic', 'basic_generator', 'gan_critic', 'CycleGAN',
-           'CycleGANTrainer', 'AdaptiveGANSwitcher', 'FixedGANSwitcher', 'LearnerTensorboardWriter',
-           'GANTensorboardWriter', 'ImageGenTensorboardWriter', 'PeakMemMetric', 'CpuPeakMemMetric',
-           'OverSamplingCallback', 'UnderSamplingCallback', 'CallbackHandler', 'OptimWrapper', 'loss_batch',
-           'train_epoch', 'BasicLearner', 'LRFinder', 'OneCycleScheduler', 'MixedPrecision', 'MixUpLoss',
+           'ImageCleaner', 'Config', 'download_url', 'untar_data', 'URLs', 'load_data', 'image_extensions',
+           'PredictionsCorrector', 'ImageSegment', 'SegmentationItemList', 'SegmentationLabelList',
+           'SegmentationProcessor', 'SegmentationInterpretation', 'open_mask', 'open_mask_rle', 'unet_learner', 'dice',
+           'foreground_acc', 'DynamicUnet', 'ImageImageList', 'ImagePoints', 'ImageBBox', 'PointsItemList',
+           'PointsLabelList', 'ObjectItemList', 'ObjectCategoryList', 'ObjectDetectionInterpretation', 'bb_pad_collate',
+           'get_annotations', 'GANLearner', 'GANItemList', 'GANModule', 'GANLoss', 'GANTrainer', 'basic_critic',
+           'basic_generator', 'gan_critic', 'CycleGAN', 'CycleGANTrainer', 'AdaptiveGANSwitcher', 'FixedGANSwitcher',
+           'LearnerTensorboardWriter', 'GANTensorboardWriter', 'ImageGenTensorboardWriter', 'PeakMemMetric',
+           'CpuPeakMemMetric', 'OverSamplingCallback', 'UnderSamplingCallback', 'CallbackHandler', 'OptimWrapper',
+           'loss_batch', 'train_epoch', 'BasicLearner', 'LRFinder', 'OneCycleScheduler', 'MixedPrecision', 'MixUpLoss',
            'ActivationStats', 'HookCallback', 'GeneralScheduler', 'TrainingPhase', 'FlatCosAnnealScheduler',
            'ImageDownloader', 'download_google_images', 'MLFlowTracker', 'TrackEpochCallback', 'StopAfterNBatches',
            'Perplexity', 'MultiLabelClassificationInterpretation', 'ClassConfusion']
@@ -165,7 +165,9 @@ from lessonkit.dialects.fastai1.learner import (
     to_fp32,
 )
 from .loading import load_learner
-from .image_files import download_images, get_image_files, verify_images
+from lessonkit.dialects.fastai1.image_files import (
+    download_images, get_image_files, image_extensions, verify_images,
+)
 from .cleaner import DatasetFormatter, FileDeleter, ImageCleaner
 from ..urls import Config, download_url, untar_data, URLs
 
@@ -228,7 +230,7 @@ _all_ = [
     "create_cnn", "fit_fc", "fit_one_cycle", "Learner", "lr_find", "mixup", "to_fp16",
     "to_fp32", "load_learner", "download_images", "get_image_files", "verify_images",
     "DatasetFormatter", "FileDeleter", "ImageCleaner", "Config", "download_url", "untar_data",
-    "URLs", "load_data",
+    "URLs", "load_data", "image_extensions", "PredictionsCorrector",
     "ImageSegment", "SegmentationItemList", "SegmentationLabelList", "SegmentationProcessor",
     "SegmentationInterpretation", "open_mask", "open_mask_rle", "unet_learner", "dice",
     "foreground_acc", "DynamicUnet", "ImageImageList", "ImagePoints", "ImageBBox",

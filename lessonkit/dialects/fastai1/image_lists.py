@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageItemList', 'get_files', 'is_hidden_below', 'in_folders', 'ItemList', 'ImageList']
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #b2cede98
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #2f17aca7
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -25,7 +25,7 @@ from .images import Image, open_image
 from .item_lists import column_positions, Items
 from ..hook import patched
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #7467f681
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #e1392437
 def get_files(
     path: str | Path, # the folder
     extensions: Any = None, # one or several, such as ".txt"; None: all files
@@ -63,7 +63,7 @@ def in_folders(
         return parts[0] not in exclude and (not include or parts[0] in include)
     return [file for file in files if counts(file)]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #5f1778b0
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #013d3ea5
 class _Filtered(Items):
     "Items that can be made from a table, and filtered."
     @classmethod
@@ -127,7 +127,7 @@ class _Filtered(Items):
         if seed is not None: np.random.seed(seed)
         return self[np.random.permutation(len(self))[:int(sample_pct * len(self))]]
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #56b9802c
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #6e6e927d
 class ItemList(_Filtered):
     "Items that can be split, and labeled afterwards."
     def split_by_list(self,
@@ -234,7 +234,7 @@ class ItemList(_Filtered):
 
     label_from_folder = label_from_df = label_from_func = label_from_re = label_const = _too_early
 
-# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #d0d7b6b4
+# %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #28bd80d5
 class ImageList(ItemList):
     "Images that are opened when they are asked for."
     def __init__(self,

@@ -39,6 +39,8 @@ UNSUPPORTED = {
                OneCycleScheduler MixedPrecision MixUpLoss ActivationStats HookCallback""", _LOOP),
     **_each("GeneralScheduler TrainingPhase FlatCosAnnealScheduler", _OWN_SCHEDULE),
     **_each("ImageDownloader download_google_images", _SEARCHES),
+    "PredictionsCorrector": ("corrected predictions of test images in a widget",
+                             "Use ImageCleaner for labels; predictions are a table."),
     "MLFlowTracker": ("logged to MLflow", "CSVLogger writes a file."),
     "TrackEpochCallback": ("noted the last epoch, to go on after a crash",
                            "Use checkpoint= of lessonkit's Learner.fit, then resume()."),

@@ -132,7 +132,10 @@ class EventCaller:
         self.learn.show_state(epoch=0, train_iter=0, pct_train=0., training=True)
         self.call("before_fit", "before_epoch", "before_train")
 
-    def step(self, step: Any, record: Any): # as of `Observers`
+    def step(self,
+        step: Any, # of the engine
+        record: Any, # of the fit
+    ):
         "A step was taken."
         per_epoch = max(1, step.total // max(1, self.learn.n_epoch))
         self.learn.show_state(epoch=step.epoch, iter=step.index % per_epoch, n_iter=per_epoch,
@@ -141,7 +144,10 @@ class EventCaller:
                               smooth_loss=torch.tensor(record.smooth[-1]))
         self.call("after_step", "after_batch")
 
-    def __call__(self, row: dict, control: Any): # as of the trainer's epoch functions
+    def __call__(self,
+        row: dict, # of the epoch that is over
+        control: Any, # an `EpochControl`
+    ):
         "An epoch is over."
         self.learn.show_state(epoch=row["epoch"], training=False)
         self.call("after_train", "before_validate", "after_validate", "after_epoch")

@@ -6,7 +6,7 @@
 __all__ = ['Encoder', 'Categorize', 'MultiCategorize', 'OneHotEncode', 'EncodedMultiCategorize', 'RegressionSetup',
            'opener_class', 'item_at', 'items_at', 'TfmdLists', 'sorted_splits', 'Datasets', 'show_at']
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #08712478
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #cdaf4790
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..registry import not_supported, warn_unknown
 
 if TYPE_CHECKING: from lessonkit.dialects.fastai2.loaders import DataLoaders
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #1e440ae8
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #3c24b22e
 class Encoder(Transform):
     "Makes numbers of labels."
     kind = "single"  # of the kit's task
@@ -85,7 +85,7 @@ def _number_of(vocab: CategoryMap, label: Any) -> int:
     raise KeyError(f"label {label!r} isn't among the classes of the training images: "
                    f"{some_of(map(repr, vocab))}")
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #76eb5a56
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #86b883ed
 class MultiCategorize(Categorize):
     "Any number of labels."
     kind = "multi"
@@ -136,7 +136,7 @@ class OneHotEncode(Transform):
         row[torch.as_tensor(o, dtype=torch.int64)] = 1.
         return TensorMultiCategory(row)
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #98479b8a
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #b153a19d
 class EncodedMultiCategorize(Categorize):
     "Rows of 0 and 1, one for each label."
     kind = "multi"
@@ -195,7 +195,7 @@ class RegressionSetup(Encoder):
     ):
         return o
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #02ade781
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #6b9f9630
 def opener_class(
     f: Any, # a function
 ) -> type | None: # None: it doesn't open images as this vocabulary does
@@ -219,7 +219,7 @@ def items_at(
     if hasattr(items, "iloc"): return items.iloc[list(positions)]
     return L([items[i] for i in positions])
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #abb78198
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #0ab7e391
 class TfmdLists:
     "Items, and functions that are called on an item when it is asked for."
     def __init__(self,
@@ -326,9 +326,9 @@ class TfmdLists:
         shown = self.decode(o)
         return shown.show(**options) if hasattr(shown, "show") else print(shown)
 
-    def __repr__(self): return f"TfmdLists: {self.items}\ntfms - {self.tfms.fs}"
+    def __repr__(self): return f"{self.items}\n{self.tfms}"
 
-# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #9bf580d5
+# %% ../../../nbs/dialects/fastai2/04_datasets.ipynb #36ab6fb9
 def sorted_splits(
     splits: Any, # two lists of positions; negative ones count from the end
     n: int, # how many items there are
@@ -448,7 +448,7 @@ class Datasets:
         title = "; ".join(";".join(map(str, as_items(label))) for label in labels)
         return image.show(ctx=ctx, title=title, **options)
 
-    def __repr__(self): return "\n".join(f"(#{len(self)}) {tl}" for tl in self.tls)
+    def __repr__(self): return "\n".join(map(repr, self.tls))
 
 def show_at(
     o: Any, # a `Datasets` or a `TfmdLists`

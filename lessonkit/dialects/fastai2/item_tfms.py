@@ -7,7 +7,7 @@ __all__ = ['TransformPlan', 'square_side', 'Transform', 'ItemTransform', 'Displa
            'functions_for', 'ResizeMethod', 'PadMode', 'pad_to_square', 'PadToSquare', 'Resize', 'RandomResizedCrop',
            'CropPad', 'RandomCrop']
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #d52f12ad
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #81c5cb37
 import inspect
 import math
 import random
@@ -24,7 +24,7 @@ from .images import PILBase, PILImage
 from .lists import as_items
 from ..registry import cap_size, not_supported, tell
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #66218683
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #fec3695b
 @dataclass
 class TransformPlan:
     "What item transforms and batch transforms mean for the kit."
@@ -59,7 +59,7 @@ class TransformPlan:
         if presize is None and self.size is not None: presize = max(self.size, side)
         self.size, self.presize = side, presize
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #c921aba1
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #38dedc8b
 def square_side(
     size: int | Sequence[int], # pixels, or (height, width)
 ) -> int:
@@ -70,7 +70,7 @@ def square_side(
                   f"Images are squares here: give one number, such as {max(sides)}, and "
                   "method='squish' to keep all of each image.")
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #b9d5b575
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #6747f581
 def _fits(function: Callable, x: Any) -> bool:
     "Is `x` of the type that a function's first parameter is annotated with, if it is?"
     parameters = list(inspect.signature(function).parameters.values())
@@ -125,10 +125,11 @@ class Transform:
 class ItemTransform(Transform): "A transform of a whole item."
 class DisplayedTransform(Transform): "A transform that showed its settings."
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #950896a7
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #02271113
 class RandTransform(DisplayedTransform):
     "The base of random transforms of your own: of training images only, unless you say otherwise."
     split_idx = 0
+    p, do = 1., True  # for classes whose __init__ doesn't call this one
 
     def __init__(self,
         p: float = 1., # how often it is applied, 0 to 1
@@ -137,7 +138,7 @@ class RandTransform(DisplayedTransform):
         **options: Any, # for `Transform`
     ):
         super().__init__(**options)
-        self.p, self.do = p, True
+        self.p = p
         if before_call is not None: self.before_call = before_call
 
     def before_call(self,
@@ -154,7 +155,7 @@ class RandTransform(DisplayedTransform):
         self.before_call(b, split_idx)
         return super().__call__(b) if self.do else b
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #bd978431
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #61a97220
 @dataclass(frozen=True)
 class ItemFunction:
     "A function of an image, for the kit's `item_tfms`."
@@ -182,7 +183,7 @@ def functions_for(
         if only in (None, split_idx): found.append(replace(item, split_idx=split_idx, cls=cls))
     return found
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #948464bd
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #28da6960
 class ResizeMethod:
     "How an image becomes a square."
     Squish, Crop, Pad = "squish", "crop", "pad"
@@ -214,7 +215,7 @@ class PadToSquare:
     ):
         return pad_to_square(img, self.pad_mode)
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #318bff8d
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #9f81a6ed
 @dataclass
 class Resize(Transform):
     "Images become squares: a crop (a random one in training), squeezed, or padded."
@@ -247,7 +248,7 @@ class Resize(Transform):
         if isinstance(x, PILBase): changed.__class__ = type(x)
         return changed
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #f7e3ca6e
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #7bfa3aa3
 @dataclass
 class RandomResizedCrop(Transform):
     "A square of random size at a random place; of validation images the largest in the middle."
@@ -280,7 +281,7 @@ class RandomResizedCrop(Transform):
         if isinstance(x, PILBase): changed.__class__ = type(x)
         return changed
 
-# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #eb643e3c
+# %% ../../../nbs/dialects/fastai2/03_item_tfms.ipynb #8755f06f
 @dataclass
 class CropPad(Transform):
     "The middle of an image in its own pixels, with a border if it is smaller."

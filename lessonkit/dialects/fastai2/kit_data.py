@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['common_size', 'fill_size', 'limit_splits', 'Opening', 'find_opening', 'KitMaker', 'batch_stats']
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #2ecaad48
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #20a62f55
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from .lists import as_items, CategoryMap
 from .transforms import plan_transforms
 from ..registry import cap_size, not_supported, sample_of, settings, tell
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #1691332f
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #460685b4
 def common_size(
     files: Sequence[Path], # of images
     most: int = 1000, # how many to look at, evenly spaced
@@ -59,7 +59,7 @@ def fill_size(
              f"{plan.size} pixels, squeezed.")
     plan.fit = "squish"
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #4b11af80
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #f31404a0
 def limit_splits(
     dsets: Datasets, # whose splits are limited
 ) -> list[list[int]]: # positions of training and of validation items
@@ -78,7 +78,7 @@ def limit_splits(
 def _hashable(label: Any) -> Any:
     return [*as_items(label)] if isinstance(label, (list, tuple, set, np.ndarray)) else label
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #a5080fb5
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #7cee8896
 @dataclass(frozen=True)
 class Opening:
     "How an item becomes an image."
@@ -112,7 +112,7 @@ def find_opening(
     raise ValueError("nothing opens the images: begin blocks with ImageBlock, or the functions of "
                      f"the image with PILImage.create; there are {inputs.tfms}")
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #0a8fb536
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #465c923a
 class KitMaker:
     "Makes the kit's data of old data sets, transforms and settings."
     def __init__(self,
@@ -131,7 +131,8 @@ class KitMaker:
             raise ValueError("the labels aren't encoded: end blocks with CategoryBlock, "
                              "MultiCategoryBlock or RegressionBlock, or the functions of the label "
                              "with Categorize()")
-        self.dsets, self.path, self.encoder = dsets, Path(path), dsets.targets.encoder
+        self.dsets, self.path = dsets, Path(path).absolute()
+        self.encoder = dsets.targets.encoder
         self.opening = find_opening(dsets.inputs)
         self.plan = plan_transforms([self.opening.later, item_tfms], batch_tfms)
         self.settings = dict(bs=bs, workers=workers)
@@ -200,7 +201,7 @@ class KitMaker:
         return ImageData(train=train, train_eval=loader(splits[0]), valid=loader(splits[1]),
                          test=None, task=task, path=self.path, stats=stats)
 
-# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #6b8ffd80
+# %% ../../../nbs/dialects/fastai2/05_kit_data.ipynb #a29045c1
 def _left(splits: list[list[int]], files: dict[int, Path], data: ImageData) -> list[list[int]]:
     "The positions whose files can be read."
     return [[i for i in part if files[i] not in data.unreadable] for part in splits]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from torch import nn
 
 from ...data.image_data import ImageData
@@ -21,7 +21,7 @@ from ..adapter import as_list, decay_everything, FitPlan, LearnerAdapter
 from .callbacks import EVENTS, plan_fit
 from .figures import show_figure
 from .lists import L
-from .losses import BaseLoss, usual_loss
+from .losses import BaseLoss, EngineLoss, usual_loss
 from .metrics import engine_metric, metric_title
 from .optimizers import Adam
 from .predicting import Parts, PredictsViews
@@ -152,7 +152,7 @@ class _Made(LearnerAdapter, PredictsViews):
     def _sync(self):
         super()._sync()
         trainer = self._kit.trainer
-        if isinstance(trainer.loss, BaseLoss): trainer.loss = trainer.loss.item_losses
+        if isinstance(trainer.loss, BaseLoss): trainer.loss = EngineLoss(trainer.loss)
 
     def kit_metrics(self) -> list[Callable]:
         "The metrics, as functions of `Preds`."
@@ -375,7 +375,7 @@ class _Predicts(_FitsMore):
         ds_idx: int = 1, # 0: training images, 1: validation images
         dl: Any = None, # a `DataLoader`; None: by `ds_idx`
         max_n: int = 9, # images, at most
-        shuffle: bool = True, # chosen at random? Else the first ones
+        shuffle: bool = True, # chosen at random, by torch's generator? Else the first ones
         nrows: int | None = None, # rows of images
         ncols: int | None = None, # images side by side
         figsize: tuple[float, float] | None = None, # inches
@@ -385,7 +385,7 @@ class _Predicts(_FitsMore):
         warn_unknown("show_results", options, ("max_n", "nrows", "ncols", "figsize"))
         preds = self.preds_of(ds_idx, dl)
         n = min(max_n, len(preds))
-        order = np.random.default_rng().permutation(len(preds)) if shuffle else range(len(preds))
+        order = torch.randperm(len(preds)).tolist() if shuffle else range(len(preds))
         if nrows and not ncols: ncols = -(-n // nrows)  # rounded up
         show_figure(plot_items(preds, list(order[:n]), crop=self.kit.data, ncols=ncols,
                                figsize=figsize))
@@ -561,11 +561,16 @@ class Learner(_Keeps):
         print("\n".join(f"{event}: {[cb for cb in self.cbs if hasattr(cb, event)]}"
                         for event in EVENTS))
 
-    def __call__(self, event_name: str):
+    def __call__(self,
+        event_name: str, # such as "before_fit"
+    ):
+        "Not supported: the engine calls callbacks. Raises `NotSupported`."
         not_supported(f"learn({event_name!r})", "called all callbacks by hand",
                       "The engine calls them while it trains.")
 
-    def one_batch(self, *args: Any):
+    def one_batch(self,
+        *args: Any, # ignored
+    ):
         "Not supported: the engine takes the steps. Raises `NotSupported`."
         not_supported("learn.one_batch", "took one training step by hand",
                       "learn.kit.fit(1) takes them all, and learn.model is a network of torch.")

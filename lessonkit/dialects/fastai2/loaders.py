@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACCEPTED', 'grid_counts', 'TfmdDL', 'DataLoaders', 'DataLoader']
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #fcfd98f1
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #077d4ff9
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -37,7 +37,7 @@ from ..registry import not_supported, tell, warn_unknown
 from ...plot.batches import show_batch
 from ...plot.figures import show_images
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #7ba8e206
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #04f9d65b
 def grid_counts(
     max_n: int = 9, # at most so many images
     nrows: int | None = None, # of the grid
@@ -115,7 +115,8 @@ class _Loads:
         "What is done to batches, to be shown."
         added = [] if self.dls.stats is None else [Normalize(self.dls.stats.mean,
                                                              self.dls.stats.std)]
-        tfms = [t for t in as_items(self.dls.batch_tfms) if not isinstance(t, Normalize)]
+        shown_already = ToTensor, Normalize  # IntToFloatTensor is a ToTensor, too
+        tfms = [t for t in Pipeline(self.dls.batch_tfms) if not isinstance(t, shown_already)]
         return Pipeline([IntToFloatTensor(), *tfms, *added])
 
     def __len__(self): return len(self.loader)
@@ -127,7 +128,7 @@ class _Loads:
         self.dls.to(device)
         return self
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #2ef0ed24
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c377bf08
 class _Batches(_Loads):
     "Batches as tuples of tensors."
     def __iter__(self):
@@ -185,7 +186,7 @@ class _Batches(_Loads):
         return self.dls.kit.task.decode(plain.reshape(1) if self.dls.kit.kind == "number"
                                         and plain.ndim == 0 else plain)
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #3a82affe
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #da54af50
 class TfmdDL(_Batches):
     "A loader of images and labels."
     def show_batch(self,
@@ -236,7 +237,7 @@ class TfmdDL(_Batches):
     def __repr__(self):
         return f"TfmdDL ({self.split}): {self.n} images in {len(self)} batches"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #b9333fe4
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #00c91ae3
 class _Made:
     "Loaders of images and labels, and the kit's data behind them."
     def __init__(self,
@@ -304,7 +305,7 @@ def _joined(train: Datasets, valid: Datasets) -> Datasets:
     joined.splits = L(L.range(n), L.range(n, len(items)))
     return joined
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #841ad3de
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #c5d09b94
 class _Loaders(_Made):
     "The loaders one by one, and what they have in common."
     @property
@@ -380,7 +381,7 @@ class _Loaders(_Made):
         "What is done to batches, to be shown."
         return self.train.after_batch
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #39d8a08b
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #389ab388
 class DataLoaders(_Loaders):
     "Loaders of training and validation images."
     @property
@@ -473,7 +474,7 @@ class DataLoaders(_Loaders):
     def __repr__(self):
         return f"{type(self).__name__} of {self.kit!r}" if self.maker else "DataLoaders"
 
-# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #601bae49
+# %% ../../../nbs/dialects/fastai2/06_loaders.ipynb #74708ff6
 class DataLoader(torch.utils.data.DataLoader):
     "PyTorch's loader, with `bs` as another name for the size of a batch."
     def __init__(self,

@@ -221,7 +221,11 @@ class AccumMetric(Metric):
     @name.setter
     def name(self, value: str): self._name = value
 
-    def __call__(self, preds: Tensor, targs: Tensor) -> Any:
+    def __call__(self,
+        preds: Tensor, # (n,...) as the function takes them
+        targs: Tensor, # (n,...)
+    ) -> Any: # a single number
+        "What the function says."
         if self.flatten: preds, targs = flatten_check(preds, targs)
         if self.to_np: preds, targs = preds.numpy(force=True), targs.numpy(force=True)
         args = (targs, preds) if self.invert_arg else (preds, targs)

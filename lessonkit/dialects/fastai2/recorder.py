@@ -104,7 +104,7 @@ class Recorder(_Recorded):
             ax.legend(frameon=False)
         if len(record.losses) > 4 * skip_start: ax.set_xlim(left=skip_start)
         if log: ax.set(xscale="log", yscale="log")
-        for end in record.ends if show_epochs else (): ax.axvline(end, color="grey", ls=":")
+        for end in record.ends if show_epochs else (): ax.axvline(end, color="gray", ls=":")
         ax.set_title("learning curve")
         return given
 

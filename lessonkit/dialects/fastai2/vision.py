@@ -204,7 +204,9 @@ class VisionLearner(Learner):
         if self.pretrained and normalize and not self.whole: dls.add_normalize(stats_of(kit.model))
         if self.pretrained: self.freeze()
 
-    def check_network(self, model: Any): "There is none yet."
+    def check_network(self,
+        model: Any, # None
+    ): "There is none yet."
 
     def _create(self, data: ImageData) -> Any: # the kit's `Learner`
         plain = not (self.pretrained and self.normalize)
