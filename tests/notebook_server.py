@@ -2,8 +2,9 @@
 
 `python -P tests/notebook_server.py` imports the large packages, but not lessonkit, and then reads
 jobs from standard input, one a line, as JSON: the notebook, the project's folder, the seconds it
-may take, the file for what it prints, and the settings for coverage, if that is measured. A job runs in a fork of its own, as if it were a new
-process; the answer is its exit code, or null if it was stopped.
+may take, the file for what it prints, and the settings for coverage, if that is measured. A job
+runs in a fork of its own, as if it were a new process; the answer is its exit code, or null if it
+was stopped.
 """
 import importlib, json, os, signal, sys, time
 

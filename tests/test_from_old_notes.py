@@ -10,7 +10,6 @@ import nbformat
 import pytest
 
 import lessonkit.all as kit
-import lessonkit.data
 from lessonkit.all import ImageData, Learner
 from lessonkit.dialects.check import check_note
 

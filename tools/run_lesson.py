@@ -1,6 +1,7 @@
 """Run lessons from top to bottom without a browser: `python tools/run_lesson.py 1` or `... all`.
 
-Instead of a lesson's number, the path of any notebook will do. The executed notebook and an HTML page of it go to out/; the notebook in nbs/ is left as it is.
+Instead of a lesson's number, the path of any notebook will do. The executed notebook and an HTML
+page of it go to out/; the notebook in nbs/ is left as it is.
 """
 import argparse, platform, subprocess, sys, time
 from datetime import datetime, timezone

@@ -102,7 +102,8 @@ def finder_facts(v):
 
 def make_dls(v, folder, bs):
     block = v["DataBlock"](
-        blocks=(v["ImageBlock"], v["CategoryBlock"]), get_items=lambda path: sorted(v["get_image_files"](path)),
+        blocks=(v["ImageBlock"], v["CategoryBlock"]),
+        get_items=lambda path: sorted(v["get_image_files"](path)),
         splitter=v["FuncSplitter"](lambda p: int(p.stem[2:]) >= 24),
         get_y=v["using_attr"](v["RegexLabeller"](r"(.+)_\d+.png$"), "name"),
         batch_tfms=[v["Normalize"].from_stats(*v["imagenet_stats"])])
@@ -197,7 +198,8 @@ def facts(side, folder):
                  optimizer_facts, training_facts):
         arguments = (v,) if part.__code__.co_argcount == 1 else (v, folder)
         try: found |= part(*arguments)
-        except Exception as error: found[f"{part.__name__} failed on the side of {side}"] = repr(error)
+        except Exception as error:
+            found[f"{part.__name__} failed on the side of {side}"] = repr(error)
     return found
 
 
@@ -250,7 +252,8 @@ def main():
         make_images(f"{folder}/images")
         theirs = run_side(args.peer, "fastai", folder)
         ours = run_side(sys.executable, "lessonkit", folder)
-    print("| what | numbers | largest relative difference | |", "| --- | --- | --- | --- |", sep="\n")
+    print("| what | numbers | largest relative difference | |")
+    print("| --- | --- | --- | --- |")
     rows = list(compare(ours, theirs))
     for name, n, difference, verdict in rows:
         print(f"| {name} | {n} | {difference:.1e} | {verdict} |")

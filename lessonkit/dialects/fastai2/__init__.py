@@ -34,7 +34,7 @@ __all__ = ['vision', 'np', 'plt', 'pd', 'torch', 'nn', 'F', 'optim', 'os', 'Path
            'resize_images', 'parallel', 'ifnone', 'is_listy', 'listify', 'tuplify', 'range_of', 'chunked', 'ItemGetter',
            'AttrGetter', 'one_hot', 'join_path_file', 'Module', 'patch', 'store_attr', 'test_eq', 'test_close',
            'iskaggle', 'setup_book', 'plot_function', 'GraphText', 'gv', 'search_images_bing', 'search_images_ddg',
-           'DDGS', 'setup_comp', 'push_notebook', 'doc', 'SkipItemException', 'Precision', 'Recall', 'F1Score', 'FBeta',
+           'setup_comp', 'push_notebook', 'doc', 'SkipItemException', 'Precision', 'Recall', 'F1Score', 'FBeta',
            'Jaccard', 'BalancedAccuracy', 'CohenKappa', 'HammingLoss', 'MatthewsCorrCoef', 'PrecisionMulti',
            'RecallMulti', 'F1ScoreMulti', 'FBetaMulti', 'JaccardMulti', 'HammingLossMulti', 'MatthewsCorrCoefMulti',
            'RocAucBinary', 'APScoreBinary', 'RocAucMulti', 'APScoreMulti', 'R2Score', 'ExplainedVariance',
@@ -181,7 +181,7 @@ from lessonkit.dialects.fastai2.helpers import (
     patch, range_of, store_attr, test_close, test_eq, tuplify,
 )
 from lessonkit.dialects.fastai2.book import (
-    DDGS, doc, GraphText, gv, iskaggle, plot_function, push_notebook, search_images_bing,
+    DDGS as DDGS, doc, GraphText, gv, iskaggle, plot_function, push_notebook, search_images_bing,
     search_images_ddg, setup_book, setup_comp, SkipItemException,
 )
 from lessonkit.dialects.fastai2.metrics import (
@@ -270,7 +270,7 @@ _all_ = [
     "parallel", "ifnone", "is_listy", "listify", "tuplify", "range_of", "chunked", "ItemGetter",
     "AttrGetter", "one_hot", "join_path_file", "Module", "patch", "store_attr", "test_eq",
     "test_close", "iskaggle", "setup_book", "plot_function", "GraphText", "gv",
-    "search_images_bing", "search_images_ddg", "DDGS", "setup_comp", "push_notebook", "doc",
+    "search_images_bing", "search_images_ddg", "setup_comp", "push_notebook", "doc",
     "SkipItemException", "Precision", "Recall", "F1Score", "FBeta", "Jaccard",
     "BalancedAccuracy", "CohenKappa", "HammingLoss", "MatthewsCorrCoef", "PrecisionMulti",
     "RecallMulti", "F1ScoreMulti", "FBetaMulti", "JaccardMulti", "HammingLossMulti",
