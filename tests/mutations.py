@@ -85,7 +85,7 @@ MUTATIONS = [
      "train/trainer",
      "if self.solvable: decay[-1] = 0.",
      "pass",
-     ["tests/test_notebooks.py::test_module[train/09_trainer.ipynb]"]),
+     ["tests/test_notebooks.py::test_module[train/10_trainer.ipynb]"]),
 
     ("training leaves the penalty out",
      "train/run",
@@ -760,7 +760,7 @@ MUTATIONS = [
      "data/corrections",
      "kept = {i: loader._kept[at[path]]",
      "kept = {i: loader._kept[i]",
-     ["tests/test_notebooks.py::test_module[data/10_corrections.ipynb]"]),
+     ["tests/test_notebooks.py::test_module[data/11_corrections.ipynb]"]),
 
     ("a correction that was undone stays",
      "data/image_data",
@@ -870,25 +870,25 @@ MUTATIONS = [
      "data/phone",
      "sizes.append(min(size, n - sum(sizes)))",
      "sizes.append(size)",
-     ["tests/test_notebooks.py::test_module[data/25_phone.ipynb]"]),
+     ["tests/test_notebooks.py::test_module[data/26_phone.ipynb]"]),
 
     ("photos that lie on their side have no note",
      "data/phone",
      "exif[0x112] = 6",
      "exif[0x112] = 1",
-     ["tests/test_notebooks.py::test_module[data/25_phone.ipynb]"]),
+     ["tests/test_notebooks.py::test_module[data/26_phone.ipynb]"]),
 
     ("photos that were lost stay lost",
      "data/phone",
      "missing = {photo.scene for photo in photos if not is_there(photo)}",
      "missing = set()",
-     ["tests/test_notebooks.py::test_module[data/25_phone.ipynb]"]),
+     ["tests/test_notebooks.py::test_module[data/26_phone.ipynb]"]),
 
     ("signs point the other way",
      "data/trail",
      "(way * u, v * thick)",
      "(-way * u, v * thick)",
-     ["tests/test_notebooks.py::test_module[data/24_trail.ipynb]"]),
+     ["tests/test_notebooks.py::test_module[data/25_trail.ipynb]"]),
 
     ("photos of different hours may be one burst",
      "course/lesson_4",
@@ -936,7 +936,7 @@ MUTATIONS = [
      "data/loader",
      'if self.cache == "memory" and not self.varies: self._kept[i] = item',
      'if self.cache == "memory": self._kept[i] = item',
-     ["tests/test_notebooks.py::test_module[data/03_loader.ipynb]"]),
+     ["tests/test_notebooks.py::test_module[data/04_loader.ipynb]"]),
 
     ("features of transformed images are kept on disk",
      "train/features",
