@@ -109,7 +109,7 @@ def pets(folder):
     "Breeds in file names: images/Maine_Coon_12.jpg, and annotations/list.txt."
     rows = []
     for i, breed in enumerate(sorted(CATS + DOGS, key=str.lower), 1):
-        for k in range(1, 4):
+        for k in range(1, 5):
             save(animal(i, k), folder / "images" / f"{breed}_{k}.jpg")
             rows.append(f"{breed}_{k} {i} {1 if breed in CATS else 2} 1")
     (folder / "images" / "Abyssinian_1.mat").write_bytes(b"not an image")

@@ -2,19 +2,26 @@
 
 The answers are in test_exercises_01.py and so on, one file for each lesson.
 """
+import ast
+import inspect
+import math
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 
 import test_exercises_01
 import test_exercises_02
 import test_exercises_03
 import test_exercises_04
 import test_exercises_05
+import lessonkit.all as kit
 from lessonkit.course import exercises, lesson_1
 from lessonkit.course.exercises import check, hint, solution
 
@@ -114,3 +121,49 @@ def test_check_needs_no_import_of_a_lesson():
             "assert not EXERCISES\n"
             "assert check('restarts', [15, 45]) and check('steps', 48)")
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+# ---- the code in hints and solutions
+
+# What a reader has at hand when they read a hint: their learner, and what the lesson has made.
+AT_HAND = dict(p_dog=np.array([.98, .3, .55, .04]), is_dog=np.array([False, True, False, True]),
+               files=[Path("IMG_20240501_101500.jpg")])
+
+
+def texts_of(asked):
+    return [*asked.hints, asked.solution, asked.praise]
+
+
+def blocks(asked):
+    "The blocks of code in an exercise's texts."
+    for text in texts_of(asked):
+        for paragraph in text.split("\n\n"):
+            if paragraph.startswith("    "): yield textwrap.dedent(paragraph)
+
+
+def methods(asked):
+    "The calls of a learner's or a data set's methods in an exercise's texts, with keywords."
+    for text in texts_of(asked):
+        for code in [*re.findall(r"`([^`]+)`", text), *blocks(asked)]:
+            try: tree = ast.parse(code.strip())
+            except SyntaxError: continue   # a piece of code, such as `^` or `.jpg`
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Call): continue
+                owner, _, name = ast.unparse(node.func).rpartition(".")
+                if owner in ("learn", "data"): yield owner, name, {k.arg for k in node.keywords}
+
+
+@pytest.mark.parametrize("name", list(EXERCISES))
+def test_methods_in_hints_and_solutions_exist(name):
+    for owner, method, keywords in methods(EXERCISES[name]):
+        found = getattr(dict(learn=kit.Learner, data=kit.ImageData)[owner], method, None)
+        assert found is not None, f"{owner}.{method}"
+        assert keywords <= set(inspect.signature(found).parameters), f"{owner}.{method}"
+
+
+@pytest.mark.parametrize("name", list(EXERCISES))
+def test_code_in_solutions_runs(name):
+    "But for lines that need the lesson's learner."
+    known = vars(kit) | dict(math=math, np=np, torch=torch) | AT_HAND
+    for code in blocks(EXERCISES[name]):
+        if not re.search(r"\blearn\b|\btop\b", code): exec(code, known)

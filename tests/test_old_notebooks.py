@@ -11,7 +11,7 @@ from run_old_notebook import run, summary
 from stand_in_data import (UNTAR, WORK, cactus, dogscats, loose_images, make, pets, planet,
                            three_bears)
 
-CAPS = dict(epochs=1, images=120, size=64, arch="packaged")
+CAPS = dict(epochs=1, images=150, size=64, arch="packaged")
 
 DOGS_AND_CATS_07 = [
     "%reload_ext autoreload\n%autoreload 2\n%matplotlib inline",

@@ -41,15 +41,15 @@ def test_pets_have_37_breeds_in_their_names_and_cats_begin_with_a_capital(drawn_
     assert breeds == {*CATS, *DOGS}
     assert len(breeds) == 37
     assert {name for name in breeds if name[0].isupper()} == set(CATS)
-    assert len(files) == 3 * 37
+    assert len(files) == 4 * 37
     assert opened(drawn_pets / "images" / "pug_1.jpg")[1] == "RGB"
 
 
 def test_the_annotations_of_pets_number_the_breeds_without_regard_to_case(drawn_pets):
     lines = (drawn_pets / "annotations" / "list.txt").read_text().splitlines()
     assert lines[1] == "Abyssinian_1 1 1 1"
-    assert lines[4] == "american_bulldog_1 2 2 1"
-    assert lines[-1] == "yorkshire_terrier_3 37 2 1"
+    assert lines[5] == "american_bulldog_1 2 2 1"
+    assert lines[-1] == "yorkshire_terrier_4 37 2 1"
     files = {line.split()[0] + ".jpg" for line in lines[1:]}
     assert sorted(files) == names(drawn_pets / "images", "*.jpg")
 

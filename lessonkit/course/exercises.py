@@ -33,14 +33,17 @@ def _paragraph_html(text: str, tag: str = "div") -> str:
     if text.startswith("    "):
         code = "\n".join(line[4:] for line in text.split("\n"))
         return f"<pre style='margin:.4em 0'>{escape(code)}</pre>"
-    return f"<{tag}>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)) + f"</{tag}>"
+    parts = re.split(r"(`[^`]+`)", escape(text))   # code may hold asterisks
+    parts = [f"<code>{part[1:-1]}</code>" if part.startswith("`")
+             else re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", part) for part in parts]
+    return f"<{tag}>{''.join(parts)}</{tag}>"
 
 # %% ../../nbs/course/00_exercises.ipynb #9bda2544
 @dataclass(frozen=True)
 class Feedback:
     "The reply to an answer, or a hint or solution; true only for a right answer."
     kind: str # "right", "wrong", "open", "hint" or "solution"
-    text: str # paragraphs; `backticks` mark code, four spaces at its start make one a block of code
+    text: str # paragraphs; `code`, *emphasis*; four spaces at its start make one a block of code
 
     def __bool__(self): return self.kind == "right"
     def __repr__(self): return f"{_SIGNS[self.kind][0]} {self.text}"

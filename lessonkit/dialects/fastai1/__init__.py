@@ -39,21 +39,21 @@ __all__ = ['vision', 'callbacks', 'widgets', 'np', 'plt', 'pd', 'torch', 'nn', '
            'BnFreeze', 'Callback', 'CSVLogger', 'EarlyStoppingCallback', 'GradientClipping', 'LearnerCallback',
            'MixUpCallback', 'ReduceLROnPlateauCallback', 'SaveModelCallback', 'ShowGraph', 'TerminateOnNaNCallback',
            'TrackerCallback', 'Recorder', 'get_preds', 'ClassificationInterpretation', 'Interpretation', 'clip_grad',
-           'cnn_learner', 'create_cnn', 'fit_fc', 'fit_one_cycle', 'Learner', 'lr_find', 'mixup', 'to_fp16', 'to_fp32',
-           'load_learner', 'download_images', 'get_image_files', 'verify_images', 'DatasetFormatter', 'FileDeleter',
-           'ImageCleaner', 'Config', 'download_url', 'untar_data', 'URLs', 'load_data', 'image_extensions',
-           'PredictionsCorrector', 'ImageSegment', 'SegmentationItemList', 'SegmentationLabelList',
-           'SegmentationProcessor', 'SegmentationInterpretation', 'open_mask', 'open_mask_rle', 'unet_learner', 'dice',
-           'foreground_acc', 'DynamicUnet', 'ImageImageList', 'ImagePoints', 'ImageBBox', 'PointsItemList',
-           'PointsLabelList', 'ObjectItemList', 'ObjectCategoryList', 'ObjectDetectionInterpretation', 'bb_pad_collate',
-           'get_annotations', 'GANLearner', 'GANItemList', 'GANModule', 'GANLoss', 'GANTrainer', 'basic_critic',
-           'basic_generator', 'gan_critic', 'CycleGAN', 'CycleGANTrainer', 'AdaptiveGANSwitcher', 'FixedGANSwitcher',
-           'LearnerTensorboardWriter', 'GANTensorboardWriter', 'ImageGenTensorboardWriter', 'PeakMemMetric',
-           'CpuPeakMemMetric', 'OverSamplingCallback', 'UnderSamplingCallback', 'CallbackHandler', 'OptimWrapper',
-           'loss_batch', 'train_epoch', 'BasicLearner', 'LRFinder', 'OneCycleScheduler', 'MixedPrecision', 'MixUpLoss',
-           'ActivationStats', 'HookCallback', 'GeneralScheduler', 'TrainingPhase', 'FlatCosAnnealScheduler',
-           'ImageDownloader', 'download_google_images', 'MLFlowTracker', 'TrackEpochCallback', 'StopAfterNBatches',
-           'Perplexity', 'MultiLabelClassificationInterpretation', 'ClassConfusion']
+           'cnn_learner', 'create_cnn', 'ConvLearner', 'fit_fc', 'fit_one_cycle', 'Learner', 'lr_find', 'mixup',
+           'to_fp16', 'to_fp32', 'load_learner', 'download_images', 'get_image_files', 'verify_images',
+           'DatasetFormatter', 'FileDeleter', 'ImageCleaner', 'Config', 'download_url', 'untar_data', 'URLs',
+           'load_data', 'image_extensions', 'PredictionsCorrector', 'ImageSegment', 'SegmentationItemList',
+           'SegmentationLabelList', 'SegmentationProcessor', 'SegmentationInterpretation', 'open_mask', 'open_mask_rle',
+           'unet_learner', 'dice', 'foreground_acc', 'DynamicUnet', 'ImageImageList', 'ImagePoints', 'ImageBBox',
+           'PointsItemList', 'PointsLabelList', 'ObjectItemList', 'ObjectCategoryList', 'ObjectDetectionInterpretation',
+           'bb_pad_collate', 'get_annotations', 'GANLearner', 'GANItemList', 'GANModule', 'GANLoss', 'GANTrainer',
+           'basic_critic', 'basic_generator', 'gan_critic', 'CycleGAN', 'CycleGANTrainer', 'AdaptiveGANSwitcher',
+           'FixedGANSwitcher', 'LearnerTensorboardWriter', 'GANTensorboardWriter', 'ImageGenTensorboardWriter',
+           'PeakMemMetric', 'CpuPeakMemMetric', 'OverSamplingCallback', 'UnderSamplingCallback', 'CallbackHandler',
+           'OptimWrapper', 'loss_batch', 'train_epoch', 'BasicLearner', 'LRFinder', 'OneCycleScheduler',
+           'MixedPrecision', 'MixUpLoss', 'ActivationStats', 'HookCallback', 'GeneralScheduler', 'TrainingPhase',
+           'FlatCosAnnealScheduler', 'ImageDownloader', 'download_google_images', 'MLFlowTracker', 'TrackEpochCallback',
+           'StopAfterNBatches', 'Perplexity', 'MultiLabelClassificationInterpretation', 'ClassConfusion']
 
 # %% ../../../nbs/dialects/fastai1/99_fastai1.ipynb #5bdc4db0
 import collections
@@ -161,7 +161,8 @@ from .recorder import Recorder
 from .predicting import get_preds
 from .interpret import ClassificationInterpretation, Interpretation
 from lessonkit.dialects.fastai1.learner import (
-    clip_grad, cnn_learner, create_cnn, fit_fc, fit_one_cycle, Learner, lr_find, mixup, to_fp16,
+    clip_grad, cnn_learner, ConvLearner, create_cnn, fit_fc, fit_one_cycle, Learner, lr_find,
+    mixup, to_fp16,
     to_fp32,
 )
 from .loading import load_learner
@@ -227,7 +228,8 @@ _all_ = [
     "GradientClipping", "LearnerCallback", "MixUpCallback", "ReduceLROnPlateauCallback",
     "SaveModelCallback", "ShowGraph", "TerminateOnNaNCallback", "TrackerCallback", "Recorder",
     "get_preds", "ClassificationInterpretation", "Interpretation", "clip_grad", "cnn_learner",
-    "create_cnn", "fit_fc", "fit_one_cycle", "Learner", "lr_find", "mixup", "to_fp16",
+    "create_cnn", "ConvLearner", "fit_fc", "fit_one_cycle", "Learner", "lr_find", "mixup",
+    "to_fp16",
     "to_fp32", "load_learner", "download_images", "get_image_files", "verify_images",
     "DatasetFormatter", "FileDeleter", "ImageCleaner", "Config", "download_url", "untar_data",
     "URLs", "load_data", "image_extensions", "PredictionsCorrector",

@@ -66,6 +66,12 @@ class Category(ItemBase):
 
     def __int__(self): return int(self.data)
 
+    def __eq__(self, other):
+        "Equal to its name, too: that is what `predict` gave at first."
+        return self.obj == other if isinstance(other, str) else super().__eq__(other)
+
+    __hash__ = ItemBase.__hash__
+
 class MultiCategory(ItemBase):
     "Any number of classes."
     def __init__(self,
