@@ -74,7 +74,8 @@ def project(tmp_path):
     notebook(tmp_path / "nbs/01_two.ipynb", "# Two\n\n> Second.", "#| default_exp two",
              "#| export\nfrom lessonkit.one import area", TWICE)
     badges, install = first_cells.cells(tmp_path, "nbs/lessons/01_pets.ipynb")
-    notebook(tmp_path / "nbs/lessons/01_pets.ipynb", "# Pets", badges, install, "1 + 1")
+    lesson = notebook(tmp_path / "nbs/lessons/01_pets.ipynb", "# Pets", badges, install, "1 + 1")
+    first_cells.fold(lesson)
     notebook(tmp_path / "nbs/index.ipynb", INDEX, badges)
     assert checks.nbdev("doclinks", "nbdev_export", tmp_path) == []
     (tmp_path / "README.md").write_text(readme.make(tmp_path))
@@ -136,7 +137,7 @@ def test_cells_that_are_no_traps(project, cell):
 def test_old_notes_may_call_the_shell(project):
     note = project / "nbs/old_notes/01_x.ipynb"
     badges, install = first_cells.cells(project, "nbs/old_notes/01_x.ipynb")
-    notebook(note, "# X", badges, install, "files = !ls\n!ls")
+    first_cells.fold(notebook(note, "# X", badges, install, "files = !ls\n!ls"))
     assert [problem for check in checks.CHECKS for problem in check(project)] == []
     notebook(note, "# X", "files = !ls", "#| exprot\n1")
     assert "no directive 'exprot'" in found(project, checks.directives)
@@ -495,6 +496,21 @@ def test_first_cells_are_the_templates(project):
     first_lines = [cell.source.split("\n")[0] for cell in nbformat.read(lesson, 4).cells]
     assert first_lines[-2:] == ["import sys", "1 + 1"]
     assert len(first_lines) == 5
+
+
+def test_the_code_that_installs_the_kit_is_folded(project):
+    lesson = project / "nbs/lessons/01_pets.ipynb"
+    assert first_cells.problems(project) == []
+    nb = nbformat.read(lesson, 4)
+    install = next(cell for cell in nb.cells if cell.cell_type == "code")
+    page = run_lesson.as_page(nb)
+    assert "find_kit" not in page
+    assert "1 + 1" in re.sub("<[^>]+>", "", page)
+    del install.metadata["jupyter"]
+    nbformat.write(nb, lesson)
+    assert "its first code cell isn't folded" in found(project, first_cells.problems)
+    first_cells.write(lesson, project)
+    assert found(project, first_cells.problems) == ""
 
 
 def test_first_cells_are_made_from_the_address_of_the_repository(project):

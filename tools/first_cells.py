@@ -20,7 +20,7 @@ BADGES = (
     f"({KAGGLE}/kernels/welcome?src={{git_url}}/blob/{{branch}}/{{path}})"
 )
 INSTALL = '''\
-# Colab and Kaggle come without the kit: this cell installs it. At home, `make lesson` did.
+# @title Colab and Kaggle: run this cell once, to install the kit. At home, `make lesson` did.
 import importlib.util, os, re, subprocess, sys
 from pathlib import Path
 
@@ -68,6 +68,9 @@ else: print("No GPU found. Everything works without one, but takes longer.")'''
 # Lessons that show the photographs of solar cells (91 MB): only they install them.
 WITH_SOLAR = ["01_pets", "04_own_data"]
 BADGES_ID, INSTALL_ID = "badges", "get-the-kit"   # of the cells
+# The code is folded: in JupyterLab, on Colab (which shows the title), on Kaggle, and in our pages.
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form", "_kg_hide-input": True,
+          "tags": ["hide-input"]}
 
 
 def cells(root, path):
@@ -109,12 +112,22 @@ def problems(root=ROOT):
             if i is None or nb.cells[i].source != text:
                 found.append(f"{name}: its {part} differ from the template: "
                              "python tools/first_cells.py --write")
+        if i is not None and nb.cells[i].metadata != FOLDED:
+            found.append(f"{name}: its first code cell isn't folded: "
+                         "python tools/first_cells.py --write")
         if name.startswith("nbs/lessons/01"):
             index = nbformat.read(root / "nbs/index.ipynb", 4)
             badges = cells(root, name)[0]
             if not any(badges in cell.source for cell in index.cells):
                 found.append(f"nbs/index.ipynb: lacks {name}'s badges")
     return found
+
+
+def fold(path):
+    "Fold the first code cell of the notebook at `path`."
+    nb = nbformat.read(path, 4)
+    nb.cells[find(nb)[1]].metadata = nbformat.from_dict(FOLDED)
+    nbformat.write(nb, path)
 
 
 def write(path, root=ROOT):
@@ -130,9 +143,9 @@ def write(path, root=ROOT):
         nb.cells[i].source = badges
     k = first(nb, lambda cell: cell.get("id") == INSTALL_ID)
     if k is None:
-        nb.cells.insert(i + 1, new_code_cell(install, id=INSTALL_ID))
-    else:
-        nb.cells[k].source = install
+        k = i + 1
+        nb.cells.insert(k, new_code_cell(id=INSTALL_ID))
+    nb.cells[k].source, nb.cells[k].metadata = install, nbformat.from_dict(FOLDED)
     after = nbformat.writes(nb)
     if after != before: path.write_text(after + "\n")
 

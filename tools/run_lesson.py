@@ -94,6 +94,12 @@ def printed_lines(nb):
     return "".join(o.text for o in outputs if o.get("name") == "stdout").splitlines()
 
 
+def as_page(nb):
+    "The HTML page of a notebook, without the code of folded cells."
+    hides = dict(enabled=True, remove_input_tags={"hide-input"})
+    return HTMLExporter(config={"TagRemovePreprocessor": hides}).from_notebook_node(nb)[0]
+
+
 def check_output(notebook):
     "Exit if a notebook would be written over that we have not executed, such as the lesson itself."
     if notebook.exists() and "lessonkit" not in nbformat.read(notebook, 4).metadata:
@@ -122,7 +128,7 @@ def execute(path, out, limit=3600):
     notebook = out / path.name
     page = notebook.with_suffix(".html")
     nbformat.write(nb, notebook)
-    page.write_text(HTMLExporter().from_notebook_node(nb)[0], encoding="utf-8")
+    page.write_text(as_page(nb), encoding="utf-8")
     print(notebook, page, sep="\n")
     if error: sys.exit(f"{path.name} stopped at an error:\n{error}")
     results = [line for line in printed_lines(nb) if line.startswith(RESULT)]
