@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SWA', 'FIT_OPTIONS', 'dropout_of', 'head_for', 'ConvnetBuilder', 'BasicModel', 'loss_of_crit', 'outputs_of', 'Views',
-           'Learner', 'ConvLearner']
+           'make_folders', 'Learner', 'ConvLearner']
 
 # %% ../../../nbs/dialects/fastai07/09_learner.ipynb #6e59ed2f
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,15 @@ class Views(np.ndarray):
         return plain.view(Views) if plain.ndim == 3 else plain
 
 # %% ../../../nbs/dialects/fastai07/09_learner.ipynb #f8bcc5bc
+def make_folders(
+    path: str | Path, # the folder with the data
+    *names: str, # of folders in it
+):
+    "Create the folders that notes save their own files in. Where that is forbidden, nothing happens."
+    if not Path(path).is_dir(): return
+    with suppress(OSError):
+        for name in names: (Path(path)/name).mkdir(exist_ok=True)
+
 class _StillData:
     "The same data with training images that don't vary."
     def __init__(self, data: ImageData):
@@ -198,7 +208,7 @@ class _Layers(LearnerAdapter):
         models: ConvnetBuilder | BasicModel, # the network
         precompute: bool = False, # compute the features of the frozen body once?
         opt_fn: Callable | None = None, # makes an optimizer; None: SGD with momentum .9
-        tmp_name: str = "tmp", # has no effect: the kit has a folder for features
+        tmp_name: str = "tmp", # a folder in the data's folder, which stays empty
         models_name: str = "models", # folder for saved models, in the data's folder
         metrics: Any = None, # functions of (predictions, targets); None: the accuracy
         clip: float | None = None, # longest gradient; None: no limit
@@ -214,6 +224,7 @@ class _Layers(LearnerAdapter):
                          loss_of_crit(crit, kind), wd=0.)
         self.opt_fn, self.clip, self.sched, self._crit = opt_fn, clip, None, crit
         self.kit.show = True
+        make_folders(data.path, tmp_name, models_name)
 
     def _create(self, data: KitData) -> KitLearner: return self.models.learner(self, data)
 

@@ -14,14 +14,19 @@ import numpy as np
 import torch
 
 from .arrays import to_np
+from ..registry import tell
 
 # %% ../../../nbs/dialects/fastai07/05_metrics.ipynb #bd1e0610
 def mean_of_views(
     preds: Any, # (n,c) float, or (views,n,c) as from `TTA`
 ) -> np.ndarray: # (n,c)
-    "Predictions as an array. Those of several views of each image are averaged."
+    "Predictions as an array. Those of several views are averaged, and a remark says so."
     found = _as_array(preds)
     if found.ndim < 3: return found
+    tell("TTA() returns the predictions of all views, (views, n, classes), and their mean counts "
+         "here. Notes from before November 2017 got the mean itself: where such a note goes on "
+         "with log_preds[:, 1] or with a table, write before it: "
+         "log_preds = np.log(np.mean(np.exp(log_preds), 0))")
     is_log = found.max() <= 0
     return np.log(np.exp(found).mean(0)) if is_log else found.mean(0)
 

@@ -211,9 +211,10 @@ class ImageChange:
         return as_bytes(self.tfm.do_transform(x, False))
 
 def as_bytes(
-    x: np.ndarray, # (h,w,3) float in [0,1], or bytes
+    x: np.ndarray | PIL.Image.Image, # (h,w,3) float in [0,1], or bytes; or an opened image
 ) -> np.ndarray: # (h,w,3) uint8
     "Pixels as whole numbers from 0 to 255."
+    if isinstance(x, PIL.Image.Image): return open_pixels(x)[0]
     return x if x.dtype == np.uint8 else (x * 255).round().clip(0, 255).astype(np.uint8)
 
 # %% ../../../nbs/dialects/fastai07/01_transforms.ipynb #62660405
@@ -313,7 +314,7 @@ class Transforms:
         return Normalize(self.stats)(x)
 
     def __call__(self,
-        im: np.ndarray, # (h,w,3) float in [0,1], or bytes
+        im: np.ndarray | PIL.Image.Image, # (h,w,3) float in [0,1], or bytes; or an opened image
         y: Any = None, # a label, which stays as it is
     ) -> Any: # (3,sz,sz) float32, standardized; with a label, both
         "An image as the network sees it."

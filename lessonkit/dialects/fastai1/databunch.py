@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn, Tensor
+from torch.utils.data import DataLoader
 
 from ...core.checks import short_repr, whole_number
 from ...core.files import as_path
@@ -26,7 +27,7 @@ from ...data.image_data import ImageData, Stats
 from ...data.loader import Loader
 from .core import defaults, ifnone, shown, to_device
 from .data_block import LabelList, LabelLists, pattern_label
-from .image_lists import ImageList
+from .image_lists import ImageList, ItemList
 from .images import Image, ResizeMethod, seen_pixels
 from .item_lists import CategoryList, FloatList, MultiCategoryList
 from lessonkit.dialects.fastai1.kit_data import (
@@ -142,16 +143,17 @@ class _Data:
     label_list: LabelLists # all images
 
     def __init__(self,
-        train_ds: LabelList, # labeled images for training
-        valid_ds: LabelList, # the same for validation
-        test_ds: LabelList | None = None, # images to test on
+        train_ds: LabelList | DataLoader, # labeled images for training, or a loader of them
+        valid_ds: LabelList | DataLoader, # the same for validation
+        test_ds: LabelList | DataLoader | None = None, # images to test on
         path: str | Path = ".", # where models are saved
-        bs: int = 64, # images in a batch
+        bs: int = 64, # images in a batch; that of the loader, if there is one
         val_bs: int | None = None, # the same for validation; None: as `bs`
         num_workers: int | None = None, # 0: images are opened in threads also next to a GPU
     ):
-        for ds in (train_ds, valid_ds):
-            if not isinstance(ds, LabelList): _refuse_dataset(ds)
+        bs = getattr(train_ds, "batch_size", bs)
+        train_ds, valid_ds = _labeled(train_ds), _labeled(valid_ds)
+        test_ds = None if test_ds is None else _labeled(test_ds)
         self.path, self.label_list = as_path(path), LabelLists(path, train_ds, valid_ds)
         self.label_list.test = test_ds
         self.lists, self.stats = sampled(self.label_list), None
@@ -244,6 +246,12 @@ class _Data:
     def __repr__(self):
         return (f"{type(self).__name__};\n\nTrain: {self.train_ds};\n\nValid: {self.valid_ds};"
                 f"\n\nTest: {self.test_ds}")
+
+def _labeled(part: Any) -> LabelList:
+    "A `LabelList` as it is, or that of a loader."
+    found = part if isinstance(part, LabelList) else getattr(part, "dataset", None)
+    if not isinstance(found, LabelList): _refuse_dataset(part)
+    return found
 
 def _refuse_dataset(ds: Any) -> NoReturn:
     not_supported(f"DataBunch.create({short_repr(ds)})", "trained on any data set of PyTorch",
@@ -576,7 +584,7 @@ class ImageDataBunch(_Normalized):
         return load_data(path, fname)
 
 # The data block API ends here
-ImageList._bunch = ImageDataBunch
+ItemList._bunch = ImageDataBunch
 
 def load_data(
     path: str | Path, # the folder

@@ -35,8 +35,9 @@ def get_files(
     presort: bool = False, # accepted: the list is always sorted
     followlinks: bool = False, # accepted
 ) -> list[Path]: # sorted
-    "Files in a folder, without hidden ones."
+    "Files in a folder, without hidden ones. Raises `FileNotFoundError`."
     path, endings = as_path(path), {e.lower() for e in listify(extensions)}
+    if not path.is_dir(): raise FileNotFoundError(f"there is no folder {str(path)!r}")
     found = path.rglob("*") if recurse else path.iterdir()
     files = [f for f in found if f.is_file() and not is_hidden_below(f, path)]
     if endings: files = [f for f in files if f.suffix.lower() in endings]
@@ -129,7 +130,55 @@ class _Filtered(Items):
 
 # %% ../../../nbs/dialects/fastai1/06_image_lists.ipynb #6e6e927d
 class ItemList(_Filtered):
-    "Items that can be split, and labeled afterwards."
+    """Items that can be split, and labeled afterwards.
+
+    A subclass overrides `get`, which gets a position; or `create_func` makes an image of an item.
+    """
+    convert_mode, after_open = "RGB", None
+
+    def __init__(self,
+        *args: Any, # the items, their folder, and so on
+        create_func: Callable | None = None, # of an item: returns an `Image`; None: items as they are
+        **options: Any, # path=, label_cls=, inner_df=, ...
+    ):
+        super().__init__(*args, **options)
+        self.create_func = create_func
+        self.copy_new.append("create_func")
+
+    @classmethod
+    def from_folder(cls,
+        path: str | Path = ".", # the folder
+        extensions: Any = None, # endings of names, such as [".txt"]; None: all files
+        recurse: bool = True, # look in the folders inside it, too?
+        exclude: Any = None, # folders directly inside it to leave out
+        include: Any = None, # the only folders directly inside it to look in
+        presort: bool = False, # accepted: the list is always sorted
+        **options: Any, # of the list, such as create_func
+    ) -> Self:
+        "All files in a folder, without hidden ones. Raises `FileNotFoundError`."
+        files = get_files(path, extensions, recurse, exclude, include)
+        return cls(files, path=path, **options)
+
+    def open(self,
+        fn: Any, # an item
+    ) -> Any:
+        "What `get` makes of an item that isn't in the list."
+        return self.new([fn])[0]
+
+    def get(self,
+        i: int, # a position
+    ) -> Any:
+        "The item at a position, or what `create_func` makes of it."
+        item = self.items[i]
+        return item if self.create_func is None else self.create_func(item)
+
+    def reconstruct(self,
+        t: Tensor, # (c,h,w) pixels
+        x: Any = None, # accepted
+    ) -> Image:
+        "An image of these pixels."
+        return Image(t.float().clamp(0, 1))
+
     def split_by_list(self,
         train: Items, # items for training
         valid: Items, # items for validation
@@ -254,6 +303,7 @@ class ImageList(ItemList):
         fn: Any, # what stands in `items`: a path, as a rule
     ) -> Image:
         "Open an image. Override it to do so in another way."
+        if self.create_func is not None: return self.create_func(fn)
         opener = patched("open_image") or open_image
         return opener(fn, convert_mode=self.convert_mode, after_open=self.after_open)
 
@@ -261,16 +311,9 @@ class ImageList(ItemList):
         i: int, # a position
     ) -> Image:
         "The image at a position."
-        image = self.open(super().get(i))
+        image = self.open(self.items[i])
         self.sizes[i] = image.size
         return image
-
-    def reconstruct(self,
-        t: Tensor, # (c,h,w) pixels
-        x: Any = None, # accepted
-    ) -> Image:
-        "An image of these pixels."
-        return Image(t.float().clamp(0, 1))
 
     @classmethod
     def from_folder(cls,

@@ -46,6 +46,7 @@ def opens_itself(
 ) -> bool:
     "Are these images opened in a way of their own?"
     overridden = type(x).open is not _OPEN or type(x).get is not _GET
+    overridden = overridden or x.create_func is not None
     return overridden or x.after_open is not None or patched("open_image") is not None
 
 def are_files(

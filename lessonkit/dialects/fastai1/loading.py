@@ -19,7 +19,7 @@ from .images import open_image
 from .labels import EmptyLabel
 from .learner import exported_file
 from .predicting import as_item, image_of, in_v1_form, which_set
-from ..registry import warn_unknown
+from ..registry import not_supported, warn_unknown
 from ...export.exported import ExportedClassifier, load_classifier
 
 # %% ../../../nbs/dialects/fastai1/21_loading.ipynb #f0987890
@@ -96,7 +96,17 @@ class LoadedLearner:
         found = self.exported.tta(self._test(ds_type), beta=beta, form="corners", scale=scale)
         return in_v1_form(found, with_loss=with_loss)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _NEEDS_IMAGES:
+            not_supported(f"{name} of a learner from load_learner", "needed images",
+                          "The exported file has none: go on with the learner that exported it, or "
+                          "make one with cnn_learner(data, ...) and then learn.load(...).")
+        raise AttributeError(f"a learner from load_learner has no attribute {name!r}")
+
     def __repr__(self): return f"loaded v1 learner over {self.exported!r}"
+
+_NEEDS_IMAGES = ("fit", "fit_one_cycle", "lr_find", "recorder", "validate", "show_results", "save",
+                 "load", "export", "freeze", "unfreeze", "freeze_to", "interpret")
 
 # %% ../../../nbs/dialects/fastai1/21_loading.ipynb #5758b03d
 def load_learner(

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ifnone', 'is_listy', 'listify', 'tuplify', 'range_of', 'chunked', 'ItemGetter', 'AttrGetter', 'one_hot',
-           'join_path_file', 'Module', 'patch', 'store_attr', 'test_eq', 'test_close']
+           'join_path_file', 'save_pickle', 'load_pickle', 'Module', 'patch', 'GetAttr', 'store_attr', 'test_eq',
+           'test_close']
 
 # %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #ebca8815
 import inspect
+import pickle
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
@@ -94,6 +96,20 @@ def join_path_file(
     Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)/f"{file}{ext}"
 
+# %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #7c5dbcba
+def save_pickle(
+    fn: str | Path, # the file
+    o: Any, # what to save
+):
+    "Save a value with Python's `pickle`."
+    with open(fn, "wb") as file: pickle.dump(o, file)
+
+def load_pickle(
+    fn: str | Path, # a file of your own
+) -> Any:
+    "What `save_pickle` saved. Raises `FileNotFoundError`."
+    with open(fn, "rb") as file: return pickle.load(file)
+
 # %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #a0f07de7
 class Module(nn.Module):
     "A network whose `__init__` need not call that of its base."
@@ -114,6 +130,21 @@ def patch(
                         "class that it becomes a method of")
     setattr(first.annotation, f.__name__, f)
     return f
+
+class GetAttr:
+    "A class that passes on what it doesn't have: to the attribute that `_default` names."
+    _default = "default"
+
+    def __getattr__(self, name: str) -> Any:
+        listed = getattr(type(self), "_xtra", None)
+        asked = name not in (self._default, "_xtra") and not name.startswith("__")
+        if not asked or listed is not None and name not in listed: raise AttributeError(name)
+        return getattr(getattr(self, self._default), name)
+
+    def __dir__(self) -> list[str]:
+        listed = getattr(type(self), "_xtra", None)
+        inside = dir(getattr(self, self._default, None)) if listed is None else listed
+        return sorted({*super().__dir__(), *inside})
 
 def store_attr(
     names: str | None = None, # of parameters, with commas; None: all of the caller's

@@ -171,7 +171,11 @@ class ClassificationInterpretation(Interpretation):
     def most_confused(self,
         min_val: int = 1, # leave out pairs that were confused less often
     ) -> list[tuple]: # (actual, predicted, how often)
-        "The pairs of classes that are confused, the most frequent first."
+        """The pairs of classes that are confused, the most frequent first.
+
+        Raises `ValueError` for several labels, which have no such pairs: fastai counted zeros and
+        ones there, and showed them under the names of the first two labels.
+        """
         return most_confused(self.kit_preds, min_val)
 
     def print_classification_report(self):

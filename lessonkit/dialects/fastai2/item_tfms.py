@@ -114,6 +114,11 @@ class Transform:
     ):
         return self.decodes(x) if _fits(self.decodes, x) else x
 
+    @property
+    def name(self) -> str:
+        "What notes print of a transform: its kind and its settings."
+        return repr(self)
+
     def __repr__(self): return type(self).__name__
 
     def change_plan(self,
@@ -216,7 +221,7 @@ class PadToSquare:
         return pad_to_square(img, self.pad_mode)
 
 # %% ../../../nbs/dialects/fastai2/06_item_tfms.ipynb #9f81a6ed
-@dataclass
+@dataclass(eq=False)
 class Resize(Transform):
     "Images become squares: a crop (a random one in training), squeezed, or padded."
     size: int | Sequence[int] # side in pixels
@@ -249,7 +254,7 @@ class Resize(Transform):
         return changed
 
 # %% ../../../nbs/dialects/fastai2/06_item_tfms.ipynb #7bfa3aa3
-@dataclass
+@dataclass(eq=False)
 class RandomResizedCrop(Transform):
     "A square of random size at a random place; of validation images the largest in the middle."
     size: int | Sequence[int] # side in pixels
@@ -282,7 +287,7 @@ class RandomResizedCrop(Transform):
         return changed
 
 # %% ../../../nbs/dialects/fastai2/06_item_tfms.ipynb #8755f06f
-@dataclass
+@dataclass(eq=False)
 class CropPad(Transform):
     "The middle of an image in its own pixels, with a border if it is smaller."
     size: int | Sequence[int] # side in pixels

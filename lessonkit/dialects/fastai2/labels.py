@@ -29,7 +29,11 @@ def get_image_files(
     recurse: bool = True, # look in the folders inside it, too?
     folders: str | Sequence[str] | None = None, # only in these folders of `path`; None: all
 ) -> L: # paths, sorted
-    "All images in a folder, except hidden ones. Raises `FileNotFoundError`."
+    """All images in a folder, except hidden ones.
+
+    Raises `FileNotFoundError` if there is no such folder. fastai returned an empty list, and the
+    error came later, from a `DataLoaders` without images.
+    """
     path = as_path(path)
     if folders is None or not recurse: return L(image_files(path, recurse))
     wanted = [path/name for name in as_items(folders)]

@@ -71,7 +71,7 @@ def drawn(
     return torch.where(torch.rand(n) < p, values, torch.full((), neutral, dtype=torch.float64))
 
 # %% ../../../nbs/dialects/fastai2/07_transforms.ipynb #08a5b520
-@dataclass
+@dataclass(eq=False)
 class Flip(BatchTransform):
     "Mirror images, left to right."
     p: float = .5 # how often; in training half of the time
@@ -111,7 +111,7 @@ class FlipItem(Flip): "The same on images one by one."
 class DihedralItem(Dihedral): "The same on images one by one."
 
 # %% ../../../nbs/dialects/fastai2/07_transforms.ipynb #4dba4e09
-@dataclass
+@dataclass(eq=False)
 class Rotate(BatchTransform):
     "Turn images."
     max_deg: float = 10. # degrees, drawn evenly from -max to max
@@ -138,7 +138,7 @@ class Rotate(BatchTransform):
         plan.p_affine.add(self.p)
 
 # %% ../../../nbs/dialects/fastai2/07_transforms.ipynb #55f90cf6
-@dataclass
+@dataclass(eq=False)
 class Zoom(BatchTransform):
     "Magnify a part of the image."
     min_zoom: float = 1. # magnification in training begins at 1
@@ -174,7 +174,7 @@ class Zoom(BatchTransform):
         plan.p_affine.add(self.p)
 
 # %% ../../../nbs/dialects/fastai2/07_transforms.ipynb #ce53f798
-@dataclass
+@dataclass(eq=False)
 class Warp(BatchTransform):
     "Tilt images, as if seen from the side."
     magnitude: float = .2 # how far a corner moves at most, as a share of half the side
@@ -233,7 +233,7 @@ class AffineCoordTfm(BatchTransform):
     def __repr__(self): return " and ".join(map(repr, self.parts)) or f"AffineCoordTfm({self.size})"
 
 # %% ../../../nbs/dialects/fastai2/07_transforms.ipynb #f9389bff
-@dataclass
+@dataclass(eq=False)
 class Brightness(BatchTransform):
     "Make images lighter or darker. In training, brightness and contrast vary together."
     max_lighting: float = .2 # largest change, 0 to below 1
@@ -257,7 +257,7 @@ class Brightness(BatchTransform):
         shift = drawn(self.draw, len(x), .5 - half, .5 + half, self.p, .5).logit()
         return TensorImage(_logit(x).add(_per_image(shift, x)).sigmoid())
 
-@dataclass
+@dataclass(eq=False)
 class Contrast(Brightness):
     "Stretch or shrink the range of colors."
     def encodes(self,
