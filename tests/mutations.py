@@ -1045,6 +1045,13 @@ MUTATIONS = [
      "open_image",
      ["tests/test_dialect_v1_data.py::test_a_function_in_the_place_of_open_image"]),
 
+    ("what makes images of the items of an old note is forgotten",
+     "dialects/fastai1/image_lists",
+     "return item if self.create_func is None else self.create_func(item)",
+     "return item",
+     ["tests/test_dialect_v1_data.py::"
+      "test_items_of_your_own_come_from_a_folder_and_in_loaders"]),
+
     ("a weight decay for one fit of an old note is forgotten",
      "dialects/adapter",
      "wd = self.wd if self._wd_of_fit is None else self._wd_of_fit",

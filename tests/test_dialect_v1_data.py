@@ -2,6 +2,7 @@
 import os
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from tiers import examples
+from torch.utils.data import DataLoader
 
 from lessonkit.data import sample
 from lessonkit.data.augment import augmentations
@@ -22,7 +24,7 @@ from lessonkit.dialects import hook
 from lessonkit.dialects.fastai1 import (
     brightness, Category, CategoryList, Config, contrast, crop, crop_pad, cutout, DatasetType,
     dihedral, flip_lr, FloatList, get_image_files, get_transforms, Image, image2np, ImageDataBunch,
-    ImageList, imagenet_stats, jitter, load_data, MultiCategoryList, open_image, pad,
+    ImageList, imagenet_stats, ItemList, jitter, load_data, MultiCategoryList, open_image, pad,
     perspective_warp, pil2tensor, plot_multi, rand_crop, rand_pad, rand_resize_crop, rand_zoom,
     ResizeMethod, rgb_randomize, rotate, set_all_seed, show_image, skew, squish, symmetric_warp,
     tilt, untar_data, URLs, zoom, zoom_crop,
@@ -504,6 +506,27 @@ def test_a_function_in_the_place_of_open_image(path, df):
         assert torch.allclose(data.one_batch()[0], torch.tensor(.5), atol=.01)
         assert torch.allclose(data.valid_ds[0][0].data, torch.tensor(.5), atol=.01)
     finally: hook.deactivate()
+
+
+def brightness_in(file): return Image(torch.full((3, SIZE, SIZE), float(file.read_text())))
+
+
+class Brightness(ItemList):
+    "Items of a reader's own kind."
+    def get(self, i): return brightness_in(self.items[i])
+
+
+@pytest.mark.parametrize("own", (Brightness.from_folder, partial(
+    ItemList.from_folder, create_func=brightness_in)))
+def test_items_of_your_own_come_from_a_folder_and_in_loaders(tmp_path, own):
+    for k in range(8):
+        (tmp_path/f"{k % 2}").mkdir(exist_ok=True)
+        (tmp_path/f"{k % 2}"/f"{k}.txt").write_text(f"{k / 10}")
+    lists = own(tmp_path, extensions=[".txt"]).split_by_idx([6, 7]).label_from_folder()
+    data = ImageDataBunch(*(DataLoader(part, 3) for part in (lists.train, lists.valid)))
+    x, y = data.one_batch(DatasetType.Valid)
+    assert torch.allclose(x.mean((1, 2, 3)), torch.tensor([.5, .7]), atol=.01)
+    assert (y.tolist(), data.batch_size, data.classes) == ([1, 1], 3, ["0", "1"])
 
 
 # Files and named data sets

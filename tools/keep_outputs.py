@@ -13,6 +13,7 @@ import run_lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^\s*# output not committed\b", re.M)
+TEMPORARY = re.compile(r"/tmp/tmp\w+")   # a folder that was made for one run
 
 
 def code_cells(nb):
@@ -26,6 +27,15 @@ def strip(nb):
     return len(marked)
 
 
+def rename_temporary(value):
+    "Texts of an output, with another name for folders that nobody will have again."
+    if isinstance(value, str): return TEMPORARY.sub("/temporary", value)
+    if isinstance(value, list): return [rename_temporary(each) for each in value]
+    if isinstance(value, dict):
+        return nbformat.from_dict({key: rename_temporary(each) for key, each in value.items()})
+    return value
+
+
 def keep(executed, root=ROOT):
     "Copy outputs from the notebook `executed` to the lesson of the same name, with the same code."
     path = next((root / "nbs").rglob(executed.name))
@@ -34,7 +44,8 @@ def keep(executed, root=ROOT):
     if [cell.source for cell in new_cells] != [cell.source for cell in old_cells]:
         sys.exit(f"{path.name} has changed since it was run: run it again")
     for old, new in zip(old_cells, new_cells):
-        old.outputs, old.execution_count = new.outputs, new.execution_count
+        old.outputs = rename_temporary(new.outputs)
+        old.execution_count = new.execution_count
     run_lesson.leave_out_widgets(nb)
     print(f"{path.name}: outputs copied, except those of {strip(nb)} marked cells")
     nbformat.write(nb, path)

@@ -182,7 +182,8 @@ def cap_epochs(
     "As many epochs, or fewer if the settings limit them."
     most = settings.epochs
     if most is None or epochs <= most: return epochs
-    tell(f"At most {most} epochs in each fit, as the settings say.")
+    epochs = "1 epoch" if most == 1 else f"{most} epochs"
+    tell(f"At most {epochs} in each fit, as the settings say.")
     return most
 
 def cap_size(

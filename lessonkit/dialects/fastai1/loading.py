@@ -98,9 +98,9 @@ class LoadedLearner:
 
     def __getattr__(self, name: str) -> Any:
         if name in _NEEDS_IMAGES:
-            not_supported(f"{name} of a learner from load_learner", "needed images",
-                          "The exported file has none: go on with the learner that exported it, or "
-                          "make one with cnn_learner(data, ...) and then learn.load(...).")
+            not_supported(f"{name} of a learner from load_learner", "belonged to training",
+                          "Train the learner that exported this file; or make a new one with "
+                          "cnn_learner(data, ...), and load weights that learn.save has saved.")
         raise AttributeError(f"a learner from load_learner has no attribute {name!r}")
 
     def __repr__(self): return f"loaded v1 learner over {self.exported!r}"
@@ -131,4 +131,7 @@ def load_learner(
             f"{str(old)!r} is a pickle that fastai wrote: only the fastai that wrote it can open "
             "it. Train the model again; learn.export() then writes "
             f"{found.name!r} beside it")
+    if not found.exists():
+        raise FileNotFoundError(f"there is no {found.name!r} in the folder {str(found.parent)!r}: "
+                                "learn.export() writes it")
     return LoadedLearner(load_classifier(found, bs=bs), Path(path), test)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ifnone', 'is_listy', 'listify', 'tuplify', 'range_of', 'chunked', 'ItemGetter', 'AttrGetter', 'one_hot',
-           'join_path_file', 'save_pickle', 'load_pickle', 'Module', 'patch', 'GetAttr', 'store_attr', 'test_eq',
-           'test_close']
+           'join_path_file', 'save_pickle', 'load_pickle', 'Module', 'patch', 'GetAttr', 'add_props', 'store_attr',
+           'test_eq', 'test_close']
 
 # %% ../../../nbs/dialects/fastai2/00_helpers.ipynb #ebca8815
 import inspect
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
@@ -145,6 +146,14 @@ class GetAttr:
         listed = getattr(type(self), "_xtra", None)
         inside = dir(getattr(self, self._default, None)) if listed is None else listed
         return sorted({*super().__dir__(), *inside})
+
+def add_props(
+    f: Callable, # of a number and the object
+    g: Callable | None = None, # the same for assignments: of a number, the object and the value
+    n: int = 2, # how many
+) -> Iterator[property]:
+    "Properties of a class that differ by a number: `train, valid = add_props(lambda i, o: o[i])`."
+    return (property(partial(f, i), g and partial(g, i)) for i in range(n))
 
 def store_attr(
     names: str | None = None, # of parameters, with commas; None: all of the caller's
