@@ -1,10 +1,12 @@
 """The project's own checks (tools/checks.py): none finds anything here, and each finds its trap."""
-import ast, base64, json, os, re, shutil, subprocess, sys, tomllib
+import ast, base64, io, json, os, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 import checks, first_cells, keep_outputs, links, readme, run_lesson
 
@@ -679,3 +681,22 @@ def test_the_tool_chain_is_pinned(toml):
     assert {"nbdev==2.4.14", "execnb<0.2", "fastcore<2"} <= dev
     tools = ("nbdev", "execnb", "fastcore", "fastai")
     assert [r for r in toml["dependencies"] if r.startswith(tools)] == []
+
+
+def test_what_is_kept_of_outputs_is_small_and_names_no_machine(tmp_path):
+    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "show()")
+    picture = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype="u1")
+    Image.fromarray(noise).resize((1200, 1200)).save(picture, "PNG")
+    shown = {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": "a picture"}
+    nb = nbformat.read(lesson, 4)
+    nb.cells[0].outputs = [new_output("display_data", data=shown),
+                           new_output("stream", text=f"/tmp/tmpab_1/x {Path.home()}/y")]
+    executed = tmp_path / "out/01_x.ipynb"
+    executed.parent.mkdir()
+    nbformat.write(nb, executed)
+    keep_outputs.keep(executed, tmp_path)
+    first, second = nbformat.read(lesson, 4).cells[0].outputs
+    assert first.data.keys() == {"image/jpeg", "text/plain"}
+    assert len(base64.b64decode(first.data["image/jpeg"])) < len(picture.getvalue()) / 2
+    assert second.text == "/temporary/x ~/y"

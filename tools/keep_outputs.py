@@ -4,10 +4,11 @@
 a cell that shows some says so in a comment (MARK), and is committed without its output.
 `--strip` clears the outputs of such cells in all notebooks.
 """
-import re, sys
+import base64, io, re, sys
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 import run_lesson
 
@@ -28,12 +29,25 @@ def strip(nb):
 
 
 def rename_temporary(value):
-    "Texts of an output, with another name for folders that nobody will have again."
-    if isinstance(value, str): return TEMPORARY.sub("/temporary", value)
+    "Texts of an output, with other names for folders that only one run or one machine has."
+    if isinstance(value, str):
+        return TEMPORARY.sub("/temporary", value).replace(f"{Path.home()}/", "~/")
     if isinstance(value, list): return [rename_temporary(each) for each in value]
     if isinstance(value, dict):
         return nbformat.from_dict({key: rename_temporary(each) for key, each in value.items()})
     return value
+
+
+def compress(output, most=90_000):
+    "Large PNG pictures become JPEG: matplotlib's own are many times what a page should hold."
+    data = output.get("data", {})
+    content = base64.b64decode(data.get("image/png", ""))
+    if len(content) <= most: return
+    picture, buffer = Image.open(io.BytesIO(content)).convert("RGB"), io.BytesIO()
+    picture.thumbnail((900, 900))
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    del data["image/png"]
+    data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode() + "\n"
 
 
 def keep(executed, root=ROOT):
@@ -45,6 +59,7 @@ def keep(executed, root=ROOT):
         sys.exit(f"{path.name} has changed since it was run: run it again")
     for old, new in zip(old_cells, new_cells):
         old.outputs = rename_temporary(new.outputs)
+        for output in old.outputs: compress(output)
         old.execution_count = new.execution_count
     run_lesson.leave_out_widgets(nb)
     print(f"{path.name}: outputs copied, except those of {strip(nb)} marked cells")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWA', 'FIT_OPTIONS', 'dropout_of', 'head_for', 'ConvnetBuilder', 'BasicModel', 'loss_of_crit', 'outputs_of', 'Views',
-           'make_folders', 'Learner', 'ConvLearner']
+           'Learner', 'ConvLearner']
 
 # %% ../../../nbs/dialects/fastai07/09_learner.ipynb #6e59ed2f
 from collections import OrderedDict
@@ -173,11 +173,11 @@ class Views(np.ndarray):
         return plain.view(Views) if plain.ndim == 3 else plain
 
 # %% ../../../nbs/dialects/fastai07/09_learner.ipynb #f8bcc5bc
-def make_folders(
+def _make_folders(
     path: str | Path, # the folder with the data
     *names: str, # of folders in it
 ):
-    "Create the folders that notes save their own files in. Where that is forbidden, nothing happens."
+    "Create the folders that notes save files of their own in, unless the disk is read-only."
     if not Path(path).is_dir(): return
     with suppress(OSError):
         for name in names: (Path(path)/name).mkdir(exist_ok=True)
@@ -224,7 +224,7 @@ class _Layers(LearnerAdapter):
                          loss_of_crit(crit, kind), wd=0.)
         self.opt_fn, self.clip, self.sched, self._crit = opt_fn, clip, None, crit
         self.kit.show = True
-        make_folders(data.path, tmp_name, models_name)
+        _make_folders(data.path, tmp_name, models_name)
 
     def _create(self, data: KitData) -> KitLearner: return self.models.learner(self, data)
 
