@@ -138,7 +138,7 @@ class ItemList(_Filtered):
 
     def __init__(self,
         *args: Any, # the items, their folder, and so on
-        create_func: Callable | None = None, # of an item: returns an `Image`; None: items as they are
+        create_func: Callable | None = None, # of an item: returns an `Image`; None: as it is
         **options: Any, # path=, label_cls=, inner_df=, ...
     ):
         super().__init__(*args, **options)
