@@ -56,6 +56,7 @@ def marked(names, mark, without):
 
 def imports(source, module):
     "The imports that stand for an exported cell: of every name it binds, out of the module."
+    source = re.sub(r"^if TYPE_CHECKING:.*(\n[ \t].*)*", "", source, flags=re.M)   # never bound
     symbols = symtable.symtable(source, "cell", "exec").get_symbols()
     names = sorted(s.get_name() for s in symbols
                    if s.is_assigned() or s.is_imported() or s.is_namespace())
@@ -218,4 +219,6 @@ def f():
 for i in range(2): pass"""
     lines = [f"from lessonkit.m import {name}" for name in ("D", "X", "c", "f", "i", "os")]
     assert imports(cell, "m").splitlines() == lines
+    checked = "if TYPE_CHECKING: from a import B\nif TYPE_CHECKING:\n    import c\n    import d\nE = 1"
+    assert imports(checked, "m") == "from lessonkit.m import E"
     assert imports("from a import *\nX = 1", "m").splitlines()[0] == "from lessonkit.m import *"
