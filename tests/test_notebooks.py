@@ -219,6 +219,6 @@ def f():
 for i in range(2): pass"""
     lines = [f"from lessonkit.m import {name}" for name in ("D", "X", "c", "f", "i", "os")]
     assert imports(cell, "m").splitlines() == lines
-    checked = "if TYPE_CHECKING: from a import B\nif TYPE_CHECKING:\n    import c\n    import d\nE = 1"
+    checked = "if TYPE_CHECKING: from a import B\nif TYPE_CHECKING:\n    import c\nE = 1"
     assert imports(checked, "m") == "from lessonkit.m import E"
     assert imports("from a import *\nX = 1", "m").splitlines()[0] == "from lessonkit.m import *"
