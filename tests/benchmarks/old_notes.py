@@ -118,15 +118,18 @@ def learner(v, folder, bs, **options):
 
 
 def shape_facts(v, folder):
+    "Shapes of weights. v2's head has no biases; the kit's has, as 0.7's and v1's had."
     out = {}
     for arch in ("resnet18", "resnet50", "vgg16_bn", "densenet121"):
         learn = v["cnn_learner"](make_dls(v, folder, 6), v[arch], pretrained=False)
-        shapes = [list(p.shape) + [0] * (4 - p.ndim) for p in learn.model[1].parameters()]
-        out[f"head of {arch}: shapes"] = shapes
+        layers = [m for m in learn.model[1].modules() if getattr(m, "weight", None) is not None]
+        shapes = [list(m.weight.shape) + [0] * (4 - m.weight.ndim) for m in layers]
+        out[f"head of {arch}: shapes of weights"] = shapes
         if arch.startswith("resnet"):
             learn.create_opt()
-            groups = [sum(p.numel() for p in group) for group in learn.opt.param_lists]
-            out[f"groups of {arch}: parameters"] = groups
+            groups = [sum(p.numel() for p in group if p.ndim > 1)
+                      for group in learn.opt.param_lists]
+            out[f"groups of {arch}: weights"] = groups
     return out
 
 
