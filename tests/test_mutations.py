@@ -14,6 +14,7 @@ from mutations import MUTATIONS
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(lessonkit.__file__).parent
 EVERY = 4   # `make test` tries one mutation in so many
+LIMIT = 600   # seconds for one of them: a mistake may make a loop endless
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes can be forked here")
 
@@ -49,16 +50,16 @@ def run():
     env = os.environ | dict(PYTHONDONTWRITEBYTECODE="1", LESSONKIT_TIER="test")
     # a copy isn't the wheel, and isn't counted
     for name in ("COVERAGE_PROCESS_START", "LESSONKIT_TEST_WHEEL"): env.pop(name, None)
-    command = [sys.executable, "-P", str(ROOT / "tests/forking.py")]
+    command = [sys.executable, "-P", str(ROOT / "tests/forking.py"), "pytest"]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     server = subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
 
     def run(folder, tests, *options):
         log = folder / "pytest.log"
         args = ["-q", "-rpfE", "-p", "no:cacheprovider", *options, *map(str, tests)]
-        print(json.dumps(dict(folder=str(folder), args=args, log=str(log))),
-              file=server.stdin, flush=True)
-        return int(server.stdout.readline()), log.read_text()
+        job = dict(folder=str(folder), args=args, log=str(log), limit=LIMIT)
+        print(json.dumps(job), file=server.stdin, flush=True)
+        return json.loads(server.stdout.readline()), log.read_text()
 
     yield run
     server.stdin.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import changed, notebook_server, run_lesson
+import changed, forking, run_lesson
 from tiers import NOTEBOOK_SECONDS, TIER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,10 +93,10 @@ def run(command, cwd, limit, **env):
 
 @functools.cache
 def server():
-    "A process that has imported torch, and forks for each notebook (tests/notebook_server.py)."
+    "A process that has imported torch, and forks for each notebook (tests/forking.py)."
     env = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"}
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    command = [sys.executable, "-P", notebook_server.__file__]
+    command = [sys.executable, "-P", forking.__file__, "notebook"]
     return subprocess.Popen(command, env=env | dict(MPLBACKEND="agg"), **pipes)
 
 
