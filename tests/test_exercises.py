@@ -20,7 +20,7 @@ import test_exercises_01
 import test_exercises_02
 import test_exercises_03
 import test_exercises_04
-import test_exercises_05
+import test_exercises_06
 import lessonkit.all as kit
 from lessonkit.course import exercises, lesson_1
 from lessonkit.course.exercises import check, hint, solution
@@ -28,7 +28,7 @@ from lessonkit.course.exercises import check, hint, solution
 EXERCISES = exercises.load_exercises()
 RIGHT, WRONG = {}, {}
 LESSONS = (test_exercises_01, test_exercises_02, test_exercises_03, test_exercises_04,
-           test_exercises_05)
+           test_exercises_06)
 for lesson in LESSONS:
     RIGHT |= lesson.RIGHT
     WRONG |= lesson.WRONG

@@ -116,6 +116,12 @@ class Comparison:
     lost: int # how many are correct before and wrong after
     p: float # how often chance alone would make gained and lost differ at least as much, 0 to 1
 
+    @property
+    def verdict(self) -> str: # "better", "worse" or "too close to tell"
+        "What the images say about the second model, if one wrong verdict in twenty is acceptable."
+        if self.p >= .05: return "too close to tell"
+        return "better" if self.gained > self.lost else "worse"
+
     def __str__(self):
         p = f"p = {self.p:.2g}" if self.p >= 1e-4 else "p < 0.0001"
         changes = f"{self.gained} gained, {self.lost} lost, {p}"

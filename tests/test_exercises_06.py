@@ -1,4 +1,4 @@
-"""Answers to lesson 5's exercises, right and wrong; test_exercises.py tries them."""
+"""Answers to lesson 6's exercises, right and wrong; test_exercises.py tries them."""
 import math
 from itertools import permutations
 
