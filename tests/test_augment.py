@@ -1,5 +1,7 @@
 """Geometry, light and mixing on random parameters, against torchvision's and torch's own."""
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -405,6 +407,33 @@ def test_a_batch_of_one_is_its_own_partner():
     alone, soft = mix_batch(x, y, Mix(mixup=.4, cutmix=1.), one_of(3), seeded_rng(0))
     assert torch.equal(alone, x)
     assert torch.equal(soft, torch.tensor([[1., 0, 0]]))
+
+
+WAKES = """
+import os, torch
+from lessonkit.core.rng import seeded_rng
+from lessonkit.data.augment import Augment, change_lighting, random_maps, to_inputs
+from lessonkit.data.loader import Batch
+torch.set_num_threads(4)
+def threads(): return len(os.listdir("/proc/self/task"))
+image = torch.empty(64, 3, 8, 8, device="meta")   # in place of a GPU: only what draws is computed
+before = threads()
+for augment in (Augment(), Augment(flip_vert=True, lighting="linear", min_scale=.3, max_shift=.2)):
+    random_maps(torch.ones(64), augment, seeded_rng(0))
+    change_lighting(image, augment, seeded_rng(0))
+print(threads() - before)
+torch.linalg.solve(torch.eye(8).repeat(64, 1, 1), torch.ones(64, 8))
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of a process in /proc")
+def test_drawing_a_batch_wakes_no_threads_of_torch():
+    "They go on spinning after the work is done, and a GPU's next step waits for a core."
+    done = subprocess.run([sys.executable, "-c", WAKES], text=True, capture_output=True, check=True)
+    drawing, solving = map(int, done.stdout.split())
+    assert drawing == 0
+    assert solving > 0   # it would have been seen
 
 
 @pytest.mark.gpu

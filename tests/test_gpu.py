@@ -129,8 +129,8 @@ def test_lesson_1(precision, tmp_path):
     data = ImageData.from_name_re(path, r"^(.+)_\d+\.\w+$", size=96)
     learn = Learner(data, device=DEVICE, precision=precision, show=False)
     learn.fit_one_cycle(3, 1e-2)
-    losses = learn.history.fits[0].losses
-    assert losses[-1] < losses[0]
+    knows_nothing = math.log(12)
+    assert max(learn.history.fits[0].losses) < knows_nothing / 4   # its head was solved before
     assert next(learn.model.parameters()).device.type == torch.device(DEVICE).type
 
     preds = learn.get_preds()
@@ -153,9 +153,9 @@ def test_lesson_1(precision, tmp_path):
 
     tuned = Learner(data, device=DEVICE, precision=precision, show=False)
     tuned.fine_tune(2, freeze_epochs=1)
-    assert all(math.isfinite(v) for fit in tuned.history.fits for v in fit.losses)
-    losses = tuned.history.fits[1].losses
-    assert losses[-1] < losses[0]
+    losses = [v for fit in tuned.history.fits for v in fit.losses]
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < knows_nothing / 4
 
 
 @gpu
@@ -212,11 +212,11 @@ def test_precisions_agree(precision, most, flat):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_learns(precision, flat):
     learn = learner(data_of(flat, augment=augmentations()), precision=precision)
-    learn.fit_one_cycle(4, 1e-2, clip=1., accumulate=2)
+    learn.fit_one_cycle(12, 3e-3, clip=1., accumulate=2)
     assert next(learn.model.parameters()).dtype == torch.float32
     losses = learn.history.fits[0].losses
     assert all(map(math.isfinite, losses))
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-4:]) < .8 * np.mean(losses[:4]), losses
 
 
 class Overflows(Engine):
@@ -505,7 +505,7 @@ def test_features_are_what_the_body_puts_out(precision, atol, flat, no_tf32):
     plain = packaged(data, device="cpu")
     if CUDA or precision == "fp32":
         own = body_features(plain.model, data.valid, plain.engine)
-        assert torch.allclose(own, again.float(), atol=atol * own.abs().max())
+        assert (again.float() - own).norm() / own.norm() < atol
     on_images = model_outputs(kept.model, data.valid, kept.engine).float().softmax(1)
     assert torch.allclose(kept.get_preds().probs, on_images, atol=atol)
     found = packaged(data, precision=precision, cache=True)

@@ -170,7 +170,8 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
 
 # %% ../../nbs/data/09_augment.ipynb #a06f9ae6
 def _logit_lighting(x: Tensor, most: float, p: float, draws: RandomDraws) -> Tensor:
-    brightness = draws.uniform(.5 * (1 - most), .5 * (1 + most)).logit()
+    share = draws.uniform(.5 * (1 - most), .5 * (1 + most))
+    brightness = (share / (1 - share)).log()  # `logit` would wake torch's threads, for 64 numbers
     shift = _per_image(draws.sometimes(p, brightness, 0.), x)
     contrast = draws.uniform(math.log(1 - most), -math.log(1 - most)).exp()
     scale = _per_image(draws.sometimes(p, contrast, 1.), x)

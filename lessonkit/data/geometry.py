@@ -69,16 +69,23 @@ def perspective_maps(
     corners: Tensor, # (n,4,2) where in the old image the `CORNERS` of the new one lie
 ) -> Tensor: # (n,3,3) float64
     "The map that takes `CORNERS` to `corners`, and straight lines to straight lines."
-    n, target = len(corners), corners.double()
-    points = torch.cat([CORNERS, torch.ones(4, 1, dtype=torch.float64)], 1)
-    nothing = torch.zeros(4, 3, dtype=torch.float64)
-    rows = []
-    for axis, own in enumerate(([points, nothing], [nothing, points])):
-        left = torch.cat(own, 1).expand(n, 4, 6)
-        rows.append(torch.cat([left, -target[:, :, axis, None] * CORNERS], 2))
-    right = torch.cat([target[:, :, 0], target[:, :, 1]], 1)
-    h = torch.linalg.solve(torch.cat(rows, 1), right)
-    return torch.cat([h, torch.ones(n, 1, dtype=torch.float64)], 1).reshape(n, 3, 3)
+    top_left, bottom_left, top_right, bottom_right = corners.double().unbind(1)
+    def cross(a, b): return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    bend = top_left - top_right + bottom_right - bottom_left  # nothing for a parallelogram
+    right, bottom = top_right - bottom_right, bottom_left - bottom_right
+    area = cross(right, bottom)
+    g, h = cross(bend, bottom) / area, cross(right, bend) / area
+
+    # From the square with corners (0, 0) and (1, 1), column by column
+    m = torch.empty(len(corners), 3, 3, dtype=torch.float64)
+    m[:, :2, 0] = top_right - top_left + g[:, None] * top_right
+    m[:, :2, 1] = bottom_left - top_left + h[:, None] * bottom_left
+    m[:, :2, 2] = top_left
+    m[:, 2, 0], m[:, 2, 1], m[:, 2, 2] = g, h, 1.
+    # Ours has its corners at -1 and 1
+    m[:, :, 2] += (m[:, :, 0] + m[:, :, 1]) / 2
+    m[:, :, :2] /= 2
+    return m / m[:, 2:, 2:]
 
 # %% ../../nbs/data/08_geometry.ipynb #4d134bc0
 def warp_images(
