@@ -7,7 +7,7 @@ ARGS ?=
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 18
 
-lesson: .venv/.lab $(if $(filter 1 01 4 04,$(N)),.venv/.solar) ## run lesson N (make lesson N=1) without a screen; the executed page goes to out/
+lesson: .venv/.lab $(if $(filter 1 01 4 04,$(N)),.venv/.solar) ## run lesson N (make lesson N=1, a side page N=1b) without a screen; the page goes to out/
 	@$(PY) tools/run_lesson.py $(N)
 
 lessons: .venv/.solar ## run all lessons, whole; each page is stamped with commit and time

@@ -10,16 +10,18 @@ __all__ = ['accuracy', 'accuracy_interval', 'accuracy_multi', 'apply_temperature
            'find_duplicates', 'flat_cos', 'grad_cam', 'group_rates', 'heat_maps', 'higher_is_better', 'hint',
            'image_files', 'ImageCleaner', 'ImageData', 'imagenet_stats', 'ImageReadError', 'incorrect_indices',
            'Learner', 'load_classifier', 'LivePlot', 'lower_is_better', 'LRPicker', 'mae', 'make_optimizer',
-           'model_summary', 'models', 'most_confused', 'most_correct', 'most_incorrect', 'most_uncertain', 'mse',
-           'NotebookFigure', 'one_cycle', 'one_cycle_momentum', 'one_per_class', 'open_image', 'Path', 'Phase', 'phone',
-           'plot_cell', 'plot_confusion_matrix', 'plot_correct', 'plot_duplicates', 'plot_incorrect', 'plot_items',
-           'plot_loss', 'plot_lr_find', 'plot_metrics', 'plot_most_correct', 'plot_most_incorrect',
-           'plot_most_uncertain', 'plot_precision_recall', 'plot_reliability', 'plot_risk_coverage', 'plot_roc',
-           'plot_schedule', 'plot_top_losses', 'precision_recall', 'precompute', 'Preds', 'random_correct',
-           'random_incorrect', 'reliability', 'resnet18', 'resnet34', 'resnet50', 'risk_coverage', 'rmse', 'sample',
-           'seed_everything', 'sgdr', 'show_batch', 'show_images', 'show_results', 'solution', 'split_leaks', 'Stats',
-           'threshold_for', 'to_inputs', 'top_losses', 'train_steps', 'triangular', 'TryIt', 'WeightsUnavailable',
-           'wilson_interval']
+           'mean_interval', 'model_summary', 'models', 'most_confused', 'most_correct', 'most_incorrect',
+           'most_uncertain', 'mse', 'NotebookFigure', 'one_cycle', 'one_cycle_momentum', 'one_per_class', 'open_image',
+           'Path', 'Phase', 'phone', 'plot_cell', 'plot_confusion_matrix', 'plot_correct', 'plot_duplicates',
+           'plot_incorrect', 'plot_items', 'plot_loss', 'plot_lr_find', 'plot_metrics', 'as_input', 'find_units',
+           'imagenet_classes', 'imagenet_network', 'made_for_units', 'plot_filter', 'plot_heads', 'plot_maps',
+           'plot_network', 'plot_pooling', 'plot_units', 'pool_map', 'reach', 'slide_filter', 'plot_most_correct',
+           'plot_most_incorrect', 'plot_most_uncertain', 'plot_precision_recall', 'plot_reliability',
+           'plot_risk_coverage', 'plot_roc', 'plot_runs', 'plot_schedule', 'plot_top_losses', 'precision_recall',
+           'precompute', 'Preds', 'random_correct', 'random_incorrect', 'reliability', 'resnet18', 'resnet34',
+           'resnet50', 'risk_coverage', 'rmse', 'sample', 'seed_everything', 'sgdr', 'shelter', 'show_batch',
+           'show_images', 'show_results', 'solution', 'split_leaks', 'Stats', 'threshold_for', 'to_inputs',
+           'top_losses', 'train_steps', 'triangular', 'TryIt', 'WeightsUnavailable', 'wilson_interval']
 
 # %% ../nbs/30_all.ipynb #c50809c9
 from pathlib import Path
@@ -29,7 +31,7 @@ from torchvision.models import resnet18, resnet34, resnet50
 
 from .core.rng import seed_everything
 from .course.exercises import check, hint, solution
-from .data import datasets, phone, sample
+from .data import datasets, phone, sample, shelter
 from .data.augment import Augment, augmentations, to_inputs
 from .data.checks import check_images
 from .data.downloads import download_images
@@ -42,10 +44,15 @@ from .model.create import create_model, model_summary
 from .model.weights import WeightsUnavailable
 from .plot.batches import show_batch
 from .plot.figures import NotebookFigure, show_images
+from .plot.filters import plot_filter, plot_maps, plot_pooling, pool_map, slide_filter
+from lessonkit.plot.inside import (
+    as_input, imagenet_classes, imagenet_network, plot_heads, plot_network, plot_units,
+)
 from lessonkit.plot.pictures import (
     plot_cell, plot_correct, plot_duplicates, plot_incorrect, plot_items, plot_most_correct,
     plot_most_incorrect, plot_most_uncertain, plot_top_losses, show_results,
 )
+from .plot.runs import plot_runs
 from lessonkit.plot.scores import (
     plot_confusion_matrix, plot_precision_recall, plot_reliability, plot_risk_coverage, plot_roc,
 )
@@ -56,7 +63,7 @@ from lessonkit.results.calibration import (
 )
 from .results.explain import grad_cam, heat_maps
 from lessonkit.results.intervals import (
-    accuracy_interval, compare_errors, error_interval, wilson_interval,
+    accuracy_interval, compare_errors, error_interval, mean_interval, wilson_interval,
 )
 from lessonkit.results.metrics import (
     accuracy, accuracy_multi, error_rate, fbeta, higher_is_better, lower_is_better, mae, mse, rmse,
@@ -69,6 +76,7 @@ from lessonkit.results.selections import (
     correct_indices, incorrect_indices, most_correct, most_incorrect, most_uncertain, one_per_class,
     random_correct, random_incorrect, top_losses,
 )
+from .results.units import find_units, made_for_units, reach
 from .train.features import clear_features, feature_dir, precompute
 from .train.loop import make_optimizer, Phase, train_steps
 from lessonkit.train.schedules import (
@@ -91,17 +99,21 @@ _all_ = [
     "image_files", "ImageCleaner", "ImageData",
     "imagenet_stats", "ImageReadError", "incorrect_indices", "Learner", "load_classifier",
     "LivePlot", "lower_is_better", "LRPicker", "mae",
-    "make_optimizer",
+    "make_optimizer", "mean_interval",
     "model_summary", "models", "most_confused", "most_correct", "most_incorrect", "most_uncertain",
     "mse", "NotebookFigure", "one_cycle", "one_cycle_momentum", "one_per_class", "open_image",
     "Path", "Phase", "phone", "plot_cell", "plot_confusion_matrix", "plot_correct",
     "plot_duplicates",
     "plot_incorrect", "plot_items", "plot_loss", "plot_lr_find", "plot_metrics",
+    "as_input", "find_units", "imagenet_classes", "imagenet_network", "made_for_units",
+    "plot_filter", "plot_heads", "plot_maps", "plot_network", "plot_pooling",
+    "plot_units", "pool_map", "reach", "slide_filter",
     "plot_most_correct", "plot_most_incorrect", "plot_most_uncertain", "plot_precision_recall",
-    "plot_reliability", "plot_risk_coverage", "plot_roc", "plot_schedule", "plot_top_losses",
+    "plot_reliability", "plot_risk_coverage", "plot_roc", "plot_runs", "plot_schedule",
+    "plot_top_losses",
     "precision_recall", "precompute", "Preds", "random_correct", "random_incorrect", "reliability",
     "resnet18", "resnet34", "resnet50", "risk_coverage", "rmse", "sample", "seed_everything",
-    "sgdr", "show_batch", "show_images", "show_results", "solution", "split_leaks", "Stats",
+    "sgdr", "shelter", "show_batch", "show_images", "show_results", "solution", "split_leaks", "Stats",
     "threshold_for", "to_inputs", "top_losses", "train_steps", "triangular", "TryIt",
     "WeightsUnavailable",
     "wilson_interval",

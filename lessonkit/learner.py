@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from torch import Tensor
 
 from .core.checks import short_repr, switch, whole_number
 from .core.files import as_path, warn_always
@@ -58,7 +59,7 @@ from lessonkit.train.checkpoints import (
     stats_of,
 )
 from .train.engine import Engine, keep_freed_memory
-from .train.features import tensor_versions
+from .train.features import body_features, tensor_versions
 from .train.history import FitRecord, History
 from .train.loop import Phase
 from .train.lr_finder import LRFind, preserve_state, run_lr_finder
@@ -299,6 +300,16 @@ class _Predicting(_Saving):
         files = image_files(path, recurse, self.data.channels)
         if not files: raise ValueError(f"there are no images in {str(path)!r}")
         return self.get_preds(files)
+
+    def features(self,
+        which: str | Sequence = "valid", # "valid", "train", "test", or a list of images
+    ) -> Tensor: # (n,f) on the CPU, in the order of the images
+        "What the body computes of each image, for methods of other libraries. Raises `ValueError`."
+        if isinstance(which, str): loader = named_loader(self.data, which)
+        else:
+            settings = dict(paths=images_to_predict(which), targets=None, cache=None)
+            loader = Loader(**self.data.valid.settings(**settings))
+        return body_features(self.model, loader, self.engine).float()
 
     def tta(self,
         n: int = 4, # random views of each image

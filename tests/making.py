@@ -70,8 +70,8 @@ def check_figures(draw, shortest_alt):
     before = pyplot.get_fignums()
     for name, fig in draw().items():
         mime, file = fig.image()
-        assert len(file) <= 37_000, name
-        assert fig.dpi == 60, name
+        assert len(file) <= 56_000, name
+        assert fig.dpi == 96, name
         assert mime == ("image/jpeg" if fig.photos else "image/png"), name
         assert f"image/{Image.open(io.BytesIO(file)).format.lower()}" == mime, name
         assert len(fig.alt) > shortest_alt, name

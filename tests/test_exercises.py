@@ -17,9 +17,13 @@ import pytest
 import torch
 
 import test_exercises_01
+import test_exercises_01b
 import test_exercises_02
+import test_exercises_02b
 import test_exercises_03
 import test_exercises_04
+import test_exercises_05
+import test_exercises_05b
 import test_exercises_06
 import lessonkit.all as kit
 from lessonkit.course import exercises, lesson_1
@@ -27,7 +31,8 @@ from lessonkit.course.exercises import check, hint, solution
 
 EXERCISES = exercises.load_exercises()
 RIGHT, WRONG = {}, {}
-LESSONS = (test_exercises_01, test_exercises_02, test_exercises_03, test_exercises_04,
+LESSONS = (test_exercises_01, test_exercises_01b, test_exercises_02, test_exercises_02b,
+           test_exercises_03, test_exercises_04, test_exercises_05, test_exercises_05b,
            test_exercises_06)
 for lesson in LESSONS:
     RIGHT |= lesson.RIGHT
@@ -108,9 +113,9 @@ def test_unknown_name(ask):
 
 def test_lessons_ask_them_all():
     lessons = Path(__file__).parents[1] / "nbs/lessons"
-    for name, asked in EXERCISES.items():
-        notebook, = lessons.glob(f"{asked.lesson:02}_*.ipynb")
-        cells = nbformat.read(notebook, 4).cells
+    for name, asked in EXERCISES.items():   # in the lesson, or in a page beside it such as 02b
+        notebooks = sorted(lessons.glob(f"{asked.lesson:02}*_*.ipynb"))
+        cells = [cell for notebook in notebooks for cell in nbformat.read(notebook, 4).cells]
         code = "\n".join(c.source for c in cells if c.cell_type == "code")
         assert re.search(rf"check\(\s*['\"]{name}['\"]", code), name
 

@@ -17,6 +17,7 @@ RIGHT = {
         lambda p: "cat" if p.name[0].isupper() else "dog",
         lambda p: "dog" if p.name[0].islower() else "cat",
     ],
+    "head-size": [47_397, 37 * 1281., np.int64(47_397), "47397"],
     "steps": [48, 48., np.int64(48), torch.tensor([48])],
     "one-cycle": [
         [.0004, .01, .005, 1e-7],
@@ -45,6 +46,11 @@ WRONG = { # answer, and a word of the reason
         (lambda p: "cat" if str(p)[0].isupper() else "dog", "path.name|is a cat"),
         (lambda p: "dog" if p.name[0].isupper() else "cat", "dog for every cat"),
         (lambda p: p.name[0].isupper(), "True and False"),
+    ],
+    "head-size": [
+        (37 * 1280, "biases are missing"),
+        (37 * 15_372, "12 breeds together"),
+        (49 * 1281, "only the 37"),
     ],
     "steps": [(45, "40"), (46.875, "part of a step"), (16, "one epoch")],
     "one-cycle": [

@@ -1,6 +1,7 @@
 """Answers to lesson 2's exercises, right and wrong; test_exercises.py tries them."""
 import torch
 
+from lessonkit.results.intervals import mean_interval
 from lessonkit.train.schedules import cycle_ends, group_rates
 
 GROUPS = "early body", "late body", "head"
@@ -16,6 +17,8 @@ def by_hand(*lines):
 FREEZE, HEAD, THAW = "learn.freeze()", "learn.fit_one_cycle(1, lr)", "learn.unfreeze()"
 ALL = "learn.fit_one_cycle(epochs, slice(lr/200, lr/2))"
 
+GAIN = mean_interval([-.5, -.8, -.4, -.4, -.7])   # of five seeds, in points
+
 RIGHT = {
     "lr-min": [.01, "1e-2", torch.tensor(.01)],
     "group-rates": [
@@ -27,6 +30,8 @@ RIGHT = {
     "fine-tune-rates": [(2e-5, 2e-4, 2e-3), group_rates(slice(2e-5, 2e-3), GROUPS)],
     "cycles": [30, 30., cycle_ends(4, 2, 2)[-1]],
     "luck": ["B", ["b"], ("B",)],
+    "two-runs": [2.5, "2.49", 1.96 * (.9**2 + .9**2)**.5, .025],
+    "paired-seeds": [(-.79, -.33), [GAIN.low, GAIN.high], torch.tensor([-.786, -.334])],
     "best-epoch": [(6, 4), [6., 4.], torch.tensor([6, 4])],
     "bfloat16": [256, torch.tensor(256., dtype=torch.bfloat16)],
     "by-hand": [
@@ -63,6 +68,18 @@ WRONG = { # answer, and a word of the reason
         ("A, B", "12 heads"),
         (["B", "C"], "it lost 30"),
         ("none", "letters"),
+    ],
+    "two-runs": [
+        (1.76, "Both runs vary"),
+        (.9, "single run"),
+        (1.27, "of the difference"),
+        (3.53, "squares are"),
+    ],
+    "paired-seeds": [
+        ((.33, .79), "old less new"),
+        ((-.33, -.79), "lower end"),
+        ((-1.7, .6), "apart"),
+        ((-.93, -.19), "single differences"),
     ],
     "best-epoch": [
         ((4, 6), "way around"),

@@ -16,6 +16,7 @@ def falling(f):
 
 
 RIGHT = {
+    "first-loss": [math.log(37), 3.6, "3.61", torch.tensor(3.611), {"loss": 3.6109}],
     "five-lines": [
         [3, 2, 5, 1, 4],
         [3, 4, 2, 5, 1],
@@ -45,6 +46,15 @@ RIGHT = {
     ],
 }
 WRONG = { # answer, and a word of the reason
+    "first-loss": [
+        (-3.61, "negative"),
+        (1 / 37, "probability"),
+        (1.57, "base 10"),
+        (5.21, "base 2"),
+        (2.48, "12 breeds"),
+        (8.9, "you have 8.9"),
+        ((3.6, 1), "got 2"),
+    ],
     "five-lines": [
         ([3, 2, 5, 4, 1], "never learn"),
         ([3, 2, 1, 5, 4], "batch before"),
@@ -99,6 +109,13 @@ WRONG = { # answer, and a word of the reason
         ((.001, 1e6 / 60), "not added"),
     ],
 }
+
+
+def test_a_last_layer_of_zeros_has_the_first_loss():
+    last = torch.nn.Linear(5, 37)
+    for p in last.parameters(): torch.nn.init.zeros_(p)
+    loss = torch.nn.functional.cross_entropy(last(torch.randn(8, 5)), torch.arange(8))
+    assert check("first-loss", loss)
 
 
 def test_the_restarts_are_true():

@@ -26,8 +26,8 @@ EXCEPTIONS = {}   # what may be longer, such as "data/sample.py: pets", and how 
 NOT_IN_FOLDER = re.compile(r"""
     data\.(breeds|canvas|anatomy|camera|fur|coats|faces|scenes|mountains|trail) |
     data\.drawing\.expose |
-    data\.(sample|datasets|phone|archives|downloads)\.(?!download_images)[a-z]\w* |
-    course\.lesson_\d+ |
+    data\.(sample|datasets|phone|shelter|archives|downloads)\.(?!download_images)[a-z]\w* |
+    course\.lesson_\d+b? |
     dialects\.fastai(07|1|2)(\..*)? |
     dialects\.(adapter|urls|notes|today|kinds|reading|check|convert|__main__)\.\w+
 """, re.VERBOSE)

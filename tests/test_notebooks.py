@@ -148,6 +148,19 @@ def test_lesson(name):
         assert result, f"no {run_lesson.RESULT} with its interval:\n{text[-1000:]}"
 
 
+@pytest.mark.slow
+def test_lesson_1_on_pictures_without_a_list_of_true_labels(tmp_path):
+    "Its small form is such a folder, as a reader's own pictures are: no word on true labels."
+    path = ROOT / "nbs/lessons/01_pets.ipynb"
+    command = [sys.executable, run_lesson.__file__, path, "--out", tmp_path]
+    status, text = run(command, ROOT, LESSON_LIMIT, **LITTLE)
+    assert status == 0, text[-6000:]
+    printed = "\n".join(run_lesson.printed_lines(nbformat.read(tmp_path / path.name, 4)))
+    assert "Nobody has a list of the wrong labels here" in printed
+    assert "against the labels" in printed
+    assert not re.search("against the truth|spoiled|drawn pets", printed)
+
+
 @pytest.mark.parametrize("name", numbered("old_notes"))
 @pytest.mark.slow
 def test_old_note(name):

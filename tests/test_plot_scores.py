@@ -341,7 +341,7 @@ def cell_text(value, normalize):
 
 
 @examples(10, phases=FOUND_IS_ENOUGH)
-@given(c=st.integers(2, 40), seed=st.integers(0, 99), normalize=st.booleans(), dark=st.booleans(),
+@given(c=st.integers(2, 19), seed=st.integers(0, 99), normalize=st.booleans(), dark=st.booleans(),
        cmap=st.sampled_from([None, "Blues", "viridis"]))
 def test_matrix_cells(c, seed, normalize, cmap, dark):
     p = made(10 * c, c, seed)
@@ -357,7 +357,7 @@ def test_matrix_cells(c, seed, normalize, cmap, dark):
     assert set(cells) == set(zip(*(a.tolist() for a in np.nonzero(cm))))
     for (i, j), t in cells.items():
         assert t.get_text() == cell_text(values[i, j], normalize)
-        assert t.get_fontsize() >= 7.5
+        assert t.get_fontsize() >= 9
         image = ax.images[0 if cmap or i == j else 1]
         color = image.cmap(image.norm(values[i, j]))[:3]
         best = max(contrast("white", color), contrast("black", color))
@@ -367,7 +367,7 @@ def test_matrix_cells(c, seed, normalize, cmap, dark):
     assert names(ax.yaxis) == rows
 
 
-@pytest.mark.parametrize("c, normalize", [(2, False), (12, True), (37, True)])
+@pytest.mark.parametrize("c, normalize", [(2, False), (12, True), (19, True)])
 def test_matrix_numbers_stay_in_their_cells(c, normalize):
     fig = plot_confusion_matrix(made(3000, c, skill=1), normalize)
     ax = fig.axes[0]

@@ -212,8 +212,8 @@ def test_a_loss_that_hardly_falls_shows_its_rise():
 
 
 @pytest.mark.parametrize("at, figsize", [
-    ((-7, -7, -7, -7), (4, 2.5)), ((1, .9, 1, .99), (4, 2.5)),
-    ((-3, -3, 1, 1), (6, 3.5)), ((-9, -2.1, -2, -2.2), (6, 3.5)),
+    ((-6.9, -6.9, -6.9, -6.9), (4, 2.5)), ((.8, .7, .8, .79), (4, 2.5)),
+    ((-3, -3, .8, .8), (6, 3.5)), ((-6.9, -2.1, -2, -2.2), (6, 3.5)),
 ])
 def test_names_of_suggestions_never_cover_each_other(at, figsize):
     find = LRFind(hump().rates, hump().losses, *(10 ** a for a in at), skip=(10, 5))
@@ -227,6 +227,19 @@ def test_names_of_suggestions_never_cover_each_other(at, figsize):
     assert all(a.x1 < b.x0 for a, b in zip(places, places[1:]))
     assert places[0].x0 > -1
     assert places[-1].x1 < fig.bbox.x1 + 1
+
+
+def test_what_was_not_tried_has_no_dot():
+    "The lowest loss is the first one, so a tenth of its rate lies beyond the curve."
+    rates, losses = np.geomspace(1e-6, 1, 30), np.linspace(1, 3, 30)
+    find = LRFind(tuple(rates), tuple(losses), **suggest_rates(rates, losses, 0))
+    fig = plot_lr_find(find)
+    _, _, *dots = fig.axes[0].lines
+    x = [float(dot.get_xdata()[0]) for dot in dots]
+    assert x == list(find.measured.values())
+    assert min(x) >= rates[0]
+    assert fig.axes[0].texts[-1].get_text() == "not among the rates tried: minimum 1.0e-07"
+    assert "minimum 1.00e-07 (not tried)" in fig.alt
 
 
 @pytest.mark.parametrize("find", [

@@ -8,7 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-import checks, first_cells, keep_outputs, links, readme, run_lesson
+import checks, first_cells, keep_outputs, links, pages, readme, run_lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -505,7 +505,7 @@ def test_the_code_that_installs_the_kit_is_folded(project):
     assert first_cells.problems(project) == []
     nb = nbformat.read(lesson, 4)
     install = next(cell for cell in nb.cells if cell.cell_type == "code")
-    page = run_lesson.as_page(nb)
+    page = pages.as_page(nb)
     assert "find_kit" not in page
     assert "1 + 1" in re.sub("<[^>]+>", "", page)
     del install.metadata["jupyter"]
@@ -562,15 +562,19 @@ def test_run_lesson(tmp_path):
     assert nb.cells[2].outputs[1].data["text/plain"] == "4"
     assert nb.cells[1].outputs[0].text.split()[1] == sys.executable   # of this environment
     assert "Run from commit" in nb.cells[-1].source
-    assert nb.metadata["lessonkit"].keys() == {"commit", "time", "python"}
+    assert nb.metadata["lessonkit"].keys() == {"commit", "time", "python", "small"}
     assert "something" in (tmp_path / "out/01_x.html").read_text()
 
 
 def test_run_lesson_takes_any_notebook_by_its_path(tmp_path):
     path = notebook(tmp_path / "mine.ipynb", "1 + 1")
     assert run_lesson.lessons(str(path)) == [path]
-    assert [path.name for path in run_lesson.lessons("1")] == ["01_pets.ipynb"]
+    for number, name in (("1", "01_pets"), ("01", "01_pets"), ("1b", "01b_network")):
+        assert [path.stem for path in run_lesson.lessons(number)] == [name]
     with pytest.raises(SystemExit, match="there is no lesson 99"): run_lesson.lessons("99")
+    with pytest.raises(SystemExit, match="next is no number of a lesson"): run_lesson.lessons("next")
+    every = [path.stem for path in run_lesson.lessons("all")]
+    assert every[:2] == ["01_pets", "01b_network"]
 
 
 def test_an_executed_lesson_shows_the_pictures_of_widgets(tmp_path):

@@ -101,7 +101,7 @@ def test_photos_that_cannot_be_written_to_are_trained_on(kaggle):
 @pytest.mark.nightly
 @lessons
 def test_lessons_run_on_kaggle(kaggle, path):
-    assert "final error rate" in kaggle.notebook(path, LESSONKIT_SMALL="1")
+    assert "final error rate" in kaggle.notebook(path, in_small=True)
 
 
 @pytest.mark.nightly
@@ -116,7 +116,7 @@ def test_lesson_4_takes_photos_that_are_attached(wheel, tmp_path, path):
     cell = next(cell for cell in nb.cells if line.search(cell.source))
     cell.source = line.sub(f'mine = "{kaggle.attached}/trail"', cell.source)
     nbformat.write(nb, tmp_path / path.name)
-    try: out = kaggle.notebook(tmp_path / path.name, LESSONKIT_SMALL="1")
+    try: out = kaggle.notebook(tmp_path / path.name, in_small=True)
     finally: kaggle.release()
     assert "final error rate" in out
 
@@ -174,4 +174,4 @@ def test_widgets_are_made_with_colabs_ipywidgets(colab, tmp_path):
 @pytest.mark.nightly
 @lessons
 def test_lessons_run_on_colab(colab, path):
-    assert "final error rate" in colab.notebook(path, LESSONKIT_SMALL="1")
+    assert "final error rate" in colab.notebook(path, in_small=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-import first_cells, keep_outputs, readme, spelling
+import first_cells, keep_outputs, prose_numbers, readme, spelling
 from docments import docments
 from lint import lint
 
@@ -22,7 +22,7 @@ DIRECTIVES = {
     "default_exp", "export", "exporti", "exports",
     "hide", "hide_line", "eval", "echo", "output", "code-fold",
 }
-# Pictures are shown at about 60 dpi and stored at twice that, for screens with small pixels.
+# Figures have 96 dots per inch and are stored with twice as many, for screens with small pixels.
 PICTURE_AT_MOST = 100_000      # bytes of one picture in a committed notebook
 PICTURES_AT_MOST = 1_500_000   # bytes of all pictures in a committed notebook
 PICTURE_IN_TEXT = re.compile(   # an address with or without quotes, or SVG
@@ -340,7 +340,7 @@ def readme_current(root):
 
 CHECKS = [
     directives, pictures_and_paths, clean, export, lint, docments, readme_current,
-    first_cells.problems, keep_outputs.problems, spelling.spelling,
+    first_cells.problems, keep_outputs.problems, prose_numbers.problems, spelling.spelling,
 ]
 
 

@@ -97,9 +97,12 @@ def find(nb):
 
 
 def lessons(root):
-    "Lessons, and old notes: what people open on Colab or Kaggle."
+    """Lessons, and old notes: what people open on Colab or Kaggle.
+
+    Pages from 90 on, such as the glossary, are text only.
+    """
     folders = (root / "nbs" / name for name in ("lessons", "old_notes"))
-    return [path for folder in folders for path in sorted(folder.glob("[0-9]*.ipynb"))]
+    return [path for folder in folders for path in sorted(folder.glob("[0-8]*.ipynb"))]
 
 
 def problems(root=ROOT):

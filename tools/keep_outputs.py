@@ -54,7 +54,10 @@ def keep(executed, root=ROOT):
     "Copy outputs from the notebook `executed` to the lesson of the same name, with the same code."
     path = next((root / "nbs").rglob(executed.name))
     nb = nbformat.read(path, 4)
-    new_cells, old_cells = code_cells(nbformat.read(executed, 4)), code_cells(nb)
+    new = nbformat.read(executed, 4)
+    if new.metadata.get("lessonkit", {}).get("small"):
+        sys.exit(f"{executed} was run on little data: run it whole")
+    new_cells, old_cells = code_cells(new), code_cells(nb)
     if [cell.source for cell in new_cells] != [cell.source for cell in old_cells]:
         sys.exit(f"{path.name} has changed since it was run: run it again")
     for old, new in zip(old_cells, new_cells):

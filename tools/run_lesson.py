@@ -1,9 +1,10 @@
 """Run lessons from top to bottom without a browser: `python tools/run_lesson.py 1` or `... all`.
 
-Instead of a lesson's number, the path of any notebook will do. The executed notebook and an HTML
-page of it go to out/; the notebook in nbs/ is left as it is.
+Side pages have a letter, as in `... 1b`. Instead of a number, the path of any notebook will do.
+The executed notebook and an HTML page of it go to out/; the notebook in nbs/ is left as it is.
+`--small` runs a lesson on little data (tools/small.py).
 """
-import argparse, platform, subprocess, sys, time
+import argparse, platform, re, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbconvert import HTMLExporter
+
+import pages, small
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -20,10 +22,13 @@ RESULT = "final error rate"   # the last cell of a lesson prints one line that b
 
 
 def lessons(which):
-    "A notebook by its path, or a lesson by its number, or all lessons. Exits if there is none."
+    "A notebook by its path, a page by its number (1, 01, 1b), or all. Exits if there is none."
     if which.endswith(".ipynb"): return [Path(which).resolve()]
     found = sorted((ROOT / "nbs/lessons").glob("[0-9]*.ipynb"))
-    if which != "all": found = [p for p in found if p.name.startswith(f"{int(which):02}_")]
+    if which == "all": return found
+    number = re.fullmatch(r"0*(\d+)([a-z]?)", which.lower())
+    if number is None: sys.exit(f"{which} is no number of a lesson: write 1, 1b, or all")
+    found = [path for path in found if path.name.startswith(f"{int(number[1]):02}{number[2]}_")]
     if not found: sys.exit(f"there is no lesson {which} in nbs/lessons")
     return found
 
@@ -94,12 +99,6 @@ def printed_lines(nb):
     return "".join(o.text for o in outputs if o.get("name") == "stdout").splitlines()
 
 
-def as_page(nb):
-    "The HTML page of a notebook, without the code of folded cells."
-    hides = dict(enabled=True, remove_input_tags={"hide-input"})
-    return HTMLExporter(config={"TagRemovePreprocessor": hides}).from_notebook_node(nb)[0]
-
-
 def check_output(notebook):
     "Exit if a notebook would be written over that we have not executed, such as the lesson itself."
     if notebook.exists() and "lessonkit" not in nbformat.read(notebook, 4).metadata:
@@ -107,28 +106,30 @@ def check_output(notebook):
                  "give another folder as --out")
 
 
-def execute(path, out, limit=3600):
+def execute(path, out, limit=3600, in_small=False):
     """Run the notebook at `path`, and write it and its page to the folder `out`.
 
-    `limit` is the number of seconds that a cell may take. Returns the line with the result, or
-    None. Exits with the error if a cell raises one, after writing both files.
+    `limit` is the number of seconds that a cell may take; `in_small` runs it on little data.
+    Returns the line with the result, or None. Exits with the error if a cell raises one, after
+    writing both files.
     """
     check_output(out / path.name)
     nb = nbformat.read(path, 4)
-    mark = stamp()
+    mark = stamp() | dict(small=in_small)
+    if in_small: small.shrink(nb, small.TABLE.get(path.stem, []))
     began = time.perf_counter()
     error = run_cells(nb, path.parent, limit)
     minutes = (time.perf_counter() - began) / 60
 
     nb.metadata["lessonkit"] = mark
     nb.cells.append(nbformat.v4.new_markdown_cell(
-        f"*Run from commit {mark['commit']} on {mark['time']}, Python {mark['python']}, "
-        f"in {minutes:.1f} minutes.*"))
+        f"*Run{' on little data' if in_small else ''} from commit {mark['commit']} "
+        f"on {mark['time']}, Python {mark['python']}, in {minutes:.1f} minutes.*"))
     out.mkdir(parents=True, exist_ok=True)
     notebook = out / path.name
     page = notebook.with_suffix(".html")
     nbformat.write(nb, notebook)
-    page.write_text(as_page(nb), encoding="utf-8")
+    page.write_text(pages.as_page(nb, path), encoding="utf-8")
     print(notebook, page, sep="\n")
     if error: sys.exit(f"{path.name} stopped at an error:\n{error}")
     results = [line for line in printed_lines(nb) if line.startswith(RESULT)]
@@ -137,10 +138,12 @@ def execute(path, out, limit=3600):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("which", help="a lesson's number, all, or a notebook")
+    parser.add_argument("which", help="a lesson's number (1, 1b), all, or a notebook")
     parser.add_argument("--out", type=Path, default=ROOT / "out",
                         help="where the executed notebook and its page go")
     parser.add_argument("--limit", type=int, default=3600, help="seconds that one cell may take")
+    parser.add_argument("--small", action="store_true", default=small.is_wanted(),
+                        help="on little data, as tests do; also with LESSONKIT_SMALL=1")
     return parser.parse_args()
 
 
@@ -148,4 +151,4 @@ if __name__ == "__main__":
     args = parse_arguments()
     for path in lessons(args.which):
         print(path.name, flush=True)
-        print(execute(path, args.out, args.limit) or f"{path.name} prints no {RESULT}")
+        print(execute(path, args.out, args.limit, args.small) or f"{path.name} prints no {RESULT}")

@@ -12,7 +12,9 @@ need a system with users and permissions as POSIX has them.
 import importlib.util, json, os, shutil, subprocess, sys
 from pathlib import Path
 
-import jail, kit_wheel
+import nbformat
+
+import jail, kit_wheel, pages, run_lesson, small
 
 # As Colab had them in autumn 2025, with what the two others need.
 COLAB = {"numpy": "2.0.2", "pandas": "2.2.2", "pillow": "11.3.0", "ipywidgets": "7.7.1",
@@ -54,10 +56,12 @@ class Sandbox:
         if done.returncode: raise RuntimeError(done.stdout)
         return done.stdout
 
-    def notebook(self, path, limit=3600, **env):
-        "Execute a notebook at `path`, such as a lesson; what it prints."
-        for file in (path, Path(__file__).with_name("run_lesson.py")):
-            shutil.copy(file, self.working)
+    def notebook(self, path, limit=3600, in_small=False, **env):
+        "Execute a notebook at `path`, such as a lesson, maybe on little data; what it prints."
+        for module in (pages, run_lesson, small): shutil.copy(module.__file__, self.working)
+        nb = nbformat.read(path, 4)
+        if in_small: small.shrink(nb, small.TABLE[Path(path).stem])
+        nbformat.write(nb, self.working / Path(path).name)
         return self.run(NOTEBOOK, f"{self.seen_as}/{Path(path).name}", limit=limit, **env)
 
 

@@ -139,6 +139,39 @@ def _cats_mistake(labels):
     return (f"{reason} Look at the name of the file, not at the folder or the whole path: "
             "`path.name`.")
 
+# %% ../../nbs/course/01_lesson_1.ipynb #e0a1c2d5
+@exercise("head-size", lesson=1)
+def _check_head_size(answer):
+    """
+    The head has, for each class, one weight for each of the 1,280 features, and one bias. For 12
+    breeds these are 15,372 numbers. How many are they for 37 breeds?
+
+    Hint: How many numbers belong to one breed? 15,372 divided by 12 tells.
+
+    Hint: For one breed there are 1,280 weights and a bias: 1,281 numbers.
+
+    Solution: Each breed has its 1,280 weights and its bias:
+
+        37 * (1280 + 1) == 47_397
+
+    That is little beside the 3.4 million of the whole network, and the reason why a new head can
+    be trained on a few hundred pictures.
+
+    Right: Each breed needs 1,281 numbers. The body, with its millions, stays as it is.
+    """
+    count, = read_numbers(answer, 1, "a number of weights")
+    if count == 47_397: return None
+    mistakes = {
+        37 * 1280: "The biases are missing: each breed has one more number beside its weights.",
+        37 * 1280 + 1: "Each breed has a bias of its own, so there are 37 of them.",
+        1281: "That is one breed's share. There are 37 breeds.",
+        1280: "That is one breed's weights. There are 37 breeds, and each has a bias, too.",
+        37 * 15_372: "15,372 is the number for all 12 breeds together, not for one.",
+        15_372: "That is the head for 12 breeds. Each further breed brings weights of its own.",
+        49 * 1281: "That is 12 breeds and 37 more. The new head has only the 37.",
+    }
+    return mistakes.get(count, "How many numbers does one breed need? Then take 37 times as many.")
+
 # %% ../../nbs/course/01_lesson_1.ipynb #fb71841b
 @exercise("steps", lesson=1)
 def _check_steps(answer):

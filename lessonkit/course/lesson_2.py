@@ -8,8 +8,11 @@ __all__ = []
 # %% ../../nbs/course/02_lesson_2.ipynb #68e31265
 import re
 
-from .exercises import UnreadableAnswer, exercise, read_function, read_numbers
-from .exercises import all_close, is_close, known_mistake, read_words
+from lessonkit.course.exercises import (
+    all_close, exercise, is_close, known_mistake, read_function, read_numbers, read_words,
+    UnreadableAnswer,
+)
+from ..results.intervals import mean_interval
 from ..train.schedules import group_rates
 
 # %% ../../nbs/course/02_lesson_2.ipynb #4d3822e2
@@ -211,6 +214,85 @@ def _check_luck(answer):
                 "special. Look at `wilson_interval(40, 70)`.")
     return ("A has more than twice as many gains as losses, but 12 heads in 17 tosses do happen. "
             "`wilson_interval(12, 17)` begins below one half.")
+
+# %% ../../nbs/course/02_lesson_2.ipynb #a81a8bac
+@exercise("two-runs", lesson=2)
+def _check_two_runs(answer):
+    """
+    Runs of one recipe have error rates with a standard deviation of 0.9 points. You have a single
+    run of it, and a single run of another recipe, which varies as much. By how many points must
+    they differ before you may believe, with 95% confidence, that it isn't luck?
+
+    Hint: A difference of two numbers that both vary has a larger standard deviation than each of
+    them. Variances are added, and the variance is the square of the standard deviation.
+
+    Hint: So it is the square root of 2 times larger. And 95% of all values lie within 1.96
+    standard deviations.
+
+    Solution: About 2.5 points: 1.96 times the square root of 2 times 0.9.
+
+        1.96 * 2 ** .5 * .9
+
+    Right: Nearly three standard deviations. So a gain of one or two points in a single run says
+    next to nothing here.
+    """
+    points, = read_numbers(answer, 1, "a number of points")
+    expected = 1.96 * 2 ** .5 * .9
+    if is_close(points, expected, .03) or is_close(points, expected / 100, .03): return None
+    mistakes = {
+        1.96 * .9: "That would be enough if the other recipe didn't vary. Both runs vary.",
+        .9: "That is one standard deviation of a single run. Luck alone exceeds it often.",
+        2 ** .5 * .9: "That is the standard deviation of the difference. 95% of the differences "
+                      "that luck makes lie within 1.96 of these.",
+        2 * 1.96 * .9: "The two standard deviations aren't added. Their squares are.",
+        1.96 * 2 * .81: "The squares are added, and then you need the root of the sum.",
+    }
+    return known_mistake(points, mistakes, .02) or (
+        "Start with the standard deviation of the difference: the root of 0.9 squared plus 0.9 "
+        "squared.")
+
+# %% ../../nbs/course/02_lesson_2.ipynb #6acd3e9f
+_OLD = (13.8, 12.9, 15.0, 12.5, 13.8)
+_NEW = (13.3, 12.1, 14.6, 12.1, 13.1)
+
+@exercise("paired-seeds", lesson=2)
+def _check_paired_seeds(answer):
+    """
+    Five seeds for each of two recipes, error rates in percent. Old: 13.8, 12.9, 15.0, 12.5, 13.8.
+    New, with the same seeds: 13.3, 12.1, 14.6, 12.1, 13.1. Between which two numbers does the mean
+    of the differences, new less old, lie with 95% confidence? Two numbers, in points.
+
+    Hint: First the five differences, seed by seed: -0.5, -0.8, and so on.
+
+    Hint: `mean_interval` takes a list of numbers; its answer has `.low` and `.high`.
+
+    Solution: From -0.79 to -0.33:
+
+        old = [13.8, 12.9, 15.0, 12.5, 13.8]
+        new = [13.3, 12.1, 14.6, 12.1, 13.1]
+        gain = mean_interval(b - a for a, b in zip(old, new))
+        gain.low, gain.high
+
+    Both ends are below 0, so the new recipe is better by more than the luck of these seeds. It is
+    so with every seed.
+
+    Right: Both ends are below 0. The runs vary by more than a point from seed to seed, but both
+    recipes share that luck, and the differences hardly vary.
+    """
+    low, high = read_numbers(answer, 2, "two numbers, the ends of the interval")
+    gains = [new - old for old, new in zip(_OLD, _NEW)]
+    paired = mean_interval(gains)
+    if all_close((low, high), (paired.low, paired.high), .03): return None
+    if all_close((low, high), (-paired.high, -paired.low), .03):
+        return "That is old less new. The question asks for new less old."
+    if all_close((low, high), (paired.high, paired.low), .03):
+        return "Those are the right numbers, but the other way around: the lower end comes first."
+    if all_close((low, high), (paired.mean - 2 * paired.sd, paired.mean + 2 * paired.sd), .05):
+        return "That is where single differences lie. Their mean is known better than each of them."
+    if low < 0 < high:
+        return ("Did you take the intervals of each recipe apart? Take the difference for each "
+                "seed first: that removes the luck that both recipes share.")
+    return "Take the five differences, new less old, and pass them to `mean_interval`."
 
 # %% ../../nbs/course/02_lesson_2.ipynb #1c7c6775
 @exercise("best-epoch", lesson=2)

@@ -12,6 +12,41 @@ import re
 from .exercises import exercise, read_function, read_numbers
 from .exercises import all_close, is_close, known_mistake
 
+# %% ../../nbs/course/06_lesson_6.ipynb #7a1e0c21
+@exercise("first-loss", lesson=6)
+def _check_first_loss(answer):
+    """
+    A new classifier for 37 breeds begins with a loss of 8.9. About which loss should it have begun
+    with, if its last layer had begun at 0? One number.
+
+    Hint: A last layer of zeros gives every breed the same logit, whatever the image. Which
+    probability does the true breed get?
+
+    Hint: One in 37. The loss is minus the natural logarithm of that probability.
+
+    Solution: 3.61, the logarithm of 37:
+
+        math.log(37)
+
+    A loss of 8.9 stands for a probability of about 0.0001 for the true breed. A model that has
+    seen nothing can't be so sure: its initial weights are too large, or its labels are mixed up.
+
+    Right: A new classifier should begin near the logarithm of the number of its classes.
+    """
+    loss, = read_numbers(answer, 1, "one number, a loss")
+    if is_close(loss, math.log(37), .03): return None
+    mistakes = {
+        -math.log(37): "A loss isn't negative: *minus* the logarithm of one 37th.",
+        1 / 37: "That is the probability of the true breed. The loss is minus its logarithm.",
+        math.log10(37): "That is the logarithm to base 10. Losses use the natural logarithm.",
+        math.log2(37): "That is the logarithm to base 2. Losses use the natural logarithm.",
+        math.log(12): "That is the first loss for the 12 breeds of the lesson. Here there are 37.",
+        36 / 37: "That is the error rate of a guess. What is its loss?",
+    }
+    return known_mistake(loss, mistakes) or (
+        "Every breed gets one 37th, and the loss is minus the logarithm of that; "
+        f"you have {loss:g}.")
+
 # %% ../../nbs/course/06_lesson_6.ipynb #c43aefea
 @exercise("five-lines", lesson=6)
 def _check_five_lines(answer):

@@ -19,19 +19,19 @@ __all__ = ['allow_formats', 'can_open', 'common_name', 'COPY_AGAIN', 'DECODING',
            'check_valid_idx', 'choose_task', 'DataOptions', 'find_train_and_valid', 'find_unreadable', 'ImageData',
            'imagenet_stats', 'labels_from_pattern', 'labels_from_table', 'make_targets', 'positions_after',
            'resolve_presize', 'Stats', 'table_column', 'warn_of_unused_bits', 'blend_images', 'draw_shares', 'Mix',
-           'mix_batch', 'paste_rectangles', 'draw_pet', 'SHAPES', 'Dataset', 'ArchiveEntry', 'ArchiveError',
-           'HeaderGuard', 'Unpacking', 'download_images', 'DownloadError', 'LONGEST_DOWNLOAD', 'PartialFile',
-           'RETRY_PAUSE', 'TemporaryFailure', 'COLAB', 'IMAGENETTE', 'Published', 'DatasetMissing', 'KAGGLE',
-           'NAME_PATTERN', 'Search', 'check_thresholds', 'close_pairs', 'describe_failure', 'duplicate_groups',
-           'FileHash', 'find_duplicates', 'FLAT', 'hash_file', 'Item', 'KINDS', 'byte_groups', 'equal_groups',
-           'group_pairs', 'LARGE_GROUP', 'similar_pairs', 'thin_groups', 'list_items', 'MAX_PAIRS', 'near_pairs',
-           'perceptual_hash', 'same_bytes', 'split_leaks', 'strictest_kinds', 'unit_rows', 'warn_of_skipped',
-           'check_augment', 'check_class_names', 'check_doubles', 'check_readable', 'check_split', 'check_stats',
-           'check_test_files', 'check_test_readable', 'class_of', 'file_id', 'find_ids', 'find_test_files',
-           'loader_settings', 'locate', 'locate_all', 'names_from_table', 'read_table', 'valid_from_column',
-           'VALID_WORDS', 'warn_of_lost_classes', 'warn_of_lost_folders', 'warn_of_odd_classes', 'why_no_images',
-           'without_files', 'as_list', 'DEFAULT_SIZE', 'apply_corrections', 'Corrections', 'Drop', 'file_key',
-           'label_from_text', 'label_to_text', 'match_files', 'open_corrections', 'Originals', 'Relabel',
+           'mix_batch', 'paste_rectangles', 'draw_pet', 'draw_pets', 'draw_pet_and_mask', 'SHAPES', 'Dataset',
+           'ArchiveEntry', 'ArchiveError', 'HeaderGuard', 'Unpacking', 'download_images', 'DownloadError',
+           'LONGEST_DOWNLOAD', 'PartialFile', 'RETRY_PAUSE', 'TemporaryFailure', 'COLAB', 'IMAGENETTE', 'Published',
+           'DatasetMissing', 'KAGGLE', 'NAME_PATTERN', 'Search', 'check_thresholds', 'close_pairs', 'describe_failure',
+           'duplicate_groups', 'FileHash', 'find_duplicates', 'FLAT', 'hash_file', 'Item', 'KINDS', 'byte_groups',
+           'equal_groups', 'group_pairs', 'LARGE_GROUP', 'similar_pairs', 'thin_groups', 'list_items', 'MAX_PAIRS',
+           'near_pairs', 'perceptual_hash', 'same_bytes', 'split_leaks', 'strictest_kinds', 'unit_rows',
+           'warn_of_skipped', 'check_augment', 'check_class_names', 'check_doubles', 'check_readable', 'check_split',
+           'check_stats', 'check_test_files', 'check_test_readable', 'class_of', 'file_id', 'find_ids',
+           'find_test_files', 'loader_settings', 'locate', 'locate_all', 'names_from_table', 'read_table',
+           'valid_from_column', 'VALID_WORDS', 'warn_of_lost_classes', 'warn_of_lost_folders', 'warn_of_odd_classes',
+           'why_no_images', 'without_files', 'as_list', 'DEFAULT_SIZE', 'apply_corrections', 'Corrections', 'Drop',
+           'file_key', 'label_from_text', 'label_to_text', 'match_files', 'open_corrections', 'Originals', 'Relabel',
            'replace_items', 'warn_of_changed_classes', 'check_item_tfms', 'check_open_with', 'is_random', 'open_item',
            'seeded_globals', 'why_unopened']
 
@@ -91,7 +91,7 @@ from lessonkit.data.image_data import (
     ImageData, imagenet_stats, loader_settings, resolve_presize, Stats,
 )
 from .mixing import blend_images, draw_shares, Mix, mix_batch, paste_rectangles
-from .drawing import draw_pet
+from .drawing import draw_pet, draw_pet_and_mask, draw_pets
 from .sample import SHAPES
 from .archives import ArchiveEntry, ArchiveError, HeaderGuard, Unpacking
 from lessonkit.data.downloads import (
@@ -129,7 +129,9 @@ _all_ = [
     "find_train_and_valid", "find_unreadable", "ImageData", "imagenet_stats",
     "labels_from_pattern", "labels_from_table", "make_targets", "positions_after",
     "resolve_presize", "Stats", "table_column", "warn_of_unused_bits", "blend_images",
-    "draw_shares", "Mix", "mix_batch", "paste_rectangles", "draw_pet", "SHAPES", "Dataset",
+    "draw_shares", "Mix", "mix_batch", "paste_rectangles", "draw_pet", "draw_pets",
+    "draw_pet_and_mask", "SHAPES",
+    "Dataset",
     "ArchiveEntry", "ArchiveError", "HeaderGuard", "Unpacking", "download_images",
     "DownloadError", "LONGEST_DOWNLOAD", "PartialFile", "RETRY_PAUSE", "TemporaryFailure",
     "COLAB", "IMAGENETTE", "Published",

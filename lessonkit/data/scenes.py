@@ -164,7 +164,7 @@ def ground_shadow(
 def cover_one_side(
     image: np.ndarray, # (h, w, 3) linear rgb; changed in place
     rng: np.random.Generator, # for the side, the shape and the color
-):
+) -> np.ndarray: # (h, w, 1) how much of each pixel it hides, 0 to 1
     "Put something out of focus before the right, the lower or the left side of the picture."
     height, width, _ = image.shape
     ys, xs = np.mgrid[:height:4, :width:4].astype(np.float32)
@@ -178,3 +178,4 @@ def cover_one_side(
     cover = enlarge(smoothstep(-.03, rng.uniform(.01, .07), depth)[..., None], width, height)
     color = to_linear(rng.choice(FLOORS + WALLS + ["3d5a2a", "56733a"]))
     image += cover * (color * np.float32(rng.uniform(.4, 1)) - image)
+    return cover.clip(0, 1) # enlarging overshoots a little

@@ -15,7 +15,9 @@ __all__ = ['add_legend', 'all_letters', 'ATTEMPTS', 'DOTS', 'legend_label', 'mis
            'named_preds', 'plot_confusion_matrix', 'plot_precision_recall', 'plot_reliability', 'plot_risk_coverage',
            'plot_roc', 'PRECISION_RECALL', 'ROC', 'ThresholdCurve', 'loss_limits', 'measured_metrics', 'plot_training',
            'ChartAxis', 'ChartLine', 'line_chart', 'log_ticks', 'nice_ticks', 'rate_text', 'answer_text', 'is_unsure',
-           'plot_prediction', 'top_classes']
+           'plot_prediction', 'top_classes', 'plot_runs', 'spread_dots', 'plot_numbers', 'as_input', 'imagenet_answers',
+           'imagenet_classes', 'imagenet_network', 'InsideView', 'look_inside', 'PixelPage', 'plot_heads',
+           'plot_network', 'plot_units', 'plot_filter', 'plot_maps', 'plot_pooling', 'pool_map', 'slide_filter']
 
 # %% ../../nbs/plot/99_plot.ipynb #ff2ef6f2
 from lessonkit.plot.figures import (
@@ -44,6 +46,13 @@ from lessonkit.plot.charts import (
     ChartAxis, ChartLine, line_chart, log_ticks, nice_ticks, rate_text,
 )
 from .prediction import answer_text, is_unsure, plot_prediction, top_classes
+from lessonkit.plot.inside import (
+    as_input, imagenet_answers, imagenet_classes, imagenet_network, InsideView, look_inside,
+    PixelPage, plot_heads, plot_network, plot_units,
+)
+from .filters import plot_filter, plot_maps, plot_pooling, pool_map, slide_filter
+from .runs import plot_runs, spread_dots
+from .numbers import plot_numbers
 
 # %% ../../nbs/plot/99_plot.ipynb #9a02e899
 _all_ = [
@@ -62,5 +71,8 @@ _all_ = [
     "plot_reliability", "plot_risk_coverage", "plot_roc", "PRECISION_RECALL", "ROC",
     "ThresholdCurve", "loss_limits", "measured_metrics", "plot_training", "ChartAxis", "ChartLine",
     "line_chart", "log_ticks", "nice_ticks", "rate_text", "answer_text", "is_unsure",
-    "plot_prediction", "top_classes",
+    "plot_prediction", "top_classes", "plot_runs", "spread_dots", "plot_numbers",
+    "as_input", "imagenet_answers", "imagenet_classes", "imagenet_network", "InsideView", "look_inside",
+    "PixelPage", "plot_heads", "plot_network", "plot_units", "plot_filter", "plot_maps", "plot_pooling", "pool_map",
+    "slide_filter",
 ]

@@ -140,7 +140,7 @@ def _svg_legend(lines: Sequence[ChartLine]) -> str: # above the field
         if not line.name: continue
         texts.append(f'<circle cx="{left + 4:.0f}" cy="-12" r="4" fill="{line.color}"/>'
                      + _svg_text(left + 12, -8, line.name, "start"))
-        left += 26 + 6.5 * len(line.name)
+        left += 26 + 7 * len(line.name)
     return "".join(texts)
 
 # %% ../../nbs/plot/05_charts.ipynb #0da9c3fc
@@ -170,7 +170,7 @@ def line_chart(
     names = _svg_names({name: x.share(a) for name, (a, _) in points.items()}, width)
     words = escape(printable(alt))
     return (f'<svg role="img" aria-label="{words}" viewBox="0 0 {size[0]} {size[1]}" '
-            f'style="width:100%;max-width:{size[0]}px;height:auto;font:11px '
+            f'style="width:100%;max-width:{size[0]}px;height:auto;font:12px '
             f'var(--jp-ui-font-family, sans-serif)" fill="{_INK}">'
             f'<g transform="translate({_LEFT} {_TOP})">{_svg_axes(x, y, width, height)}'
             f"{field}{names}{_svg_legend(lines)}</g></svg>")
@@ -179,6 +179,6 @@ def _svg_names(shares: Mapping[str, float], width: int) -> str:
     "Names above the field, moved apart where they would overlap."
     names = sorted(shares, key=shares.get)
     if not names: return ""
-    gap = 6.5 * (1 + max(map(len, names))) / width
+    gap = 7 * (1 + max(map(len, names))) / width
     places = spread_out(np.array([shares[name] for name in names]), gap)
     return "".join(_svg_text(place * width, -8, name) for name, place in zip(names, places))

@@ -123,7 +123,7 @@ _UNNAMED = "a figure"
 
 DOTS = 2 # in each direction, for a pixel of the page
 
-_LARGE_DRAWING = 400_000 # pixels of the page: with twice the dots it would not fit into the limit
+_LARGE_DRAWING = 700_000 # pixels of the page: with twice the dots it would not fit into the limit
 
 _SHARP_PHOTOS = [(82, 1), (72, 1), (60, 1), (60, .75), (48, .75)]
 _SHARP_PHOTOS += [(quality, scale / DOTS) for quality, scale in ATTEMPTS]
@@ -131,6 +131,7 @@ _SHARP_PHOTOS += [(quality, scale / DOTS) for quality, scale in ATTEMPTS]
 class NotebookFigure(Figure):
     "A matplotlib figure that is shown once in a notebook, small, and with words that describe it."
     photos = False # does it hold photographs?
+    limit = 56_000 # bytes of its file; a notebook stores them as 75,000 characters
 
     def __init__(self,
         *args: Any, # as for matplotlib's `Figure`
@@ -159,12 +160,13 @@ class NotebookFigure(Figure):
         return Image.alpha_composite(page, drawn).convert("RGB")
 
     def image(self,
-        limit: int = 37_000, # bytes; a notebook stores them as 50,000 characters
+        limit: int | None = None, # bytes; None: the figure's own
     ) -> tuple[str, bytes]: # MIME type, file
         "The figure as a file: PNG with few colors, or JPEG if it holds photographs."
         return self._mime, self._compressed(limit)[0]
 
-    def _compressed(self, limit: int) -> tuple[bytes, int]: # file; width in pixels of the page
+    def _compressed(self, limit: int | None) -> tuple[bytes, int]: # file; width on the page
+        limit = self.limit if limit is None else limit
         large = self.bbox.width * self.bbox.height > _LARGE_DRAWING
         dots = DOTS if self.photos or not large else 1
         drawn = self._render(dots)
@@ -178,7 +180,7 @@ class NotebookFigure(Figure):
     def _mime(self) -> str: return f"image/{'jpeg' if self.photos else 'png'}"
 
     def html(self,
-        limit: int = 37_000, # bytes of the image in it
+        limit: int | None = None, # bytes of the image in it; None: the figure's own
     ) -> str:
         "An `<img>` element with the image in it, its words, and its width in pixels of the page."
         file, width = self._compressed(limit)
@@ -193,7 +195,7 @@ class NotebookFigure(Figure):
 def new_figure(
     figsize: tuple[float, float], # inches
     alt: str = _UNNAMED, # what it shows, in words
-    dpi: float = 60, # dots per inch
+    dpi: float = 96, # dots per inch; with 96, letters of 9 points are 9 points high on the page
 ) -> NotebookFigure: # without axes
     "An empty figure whose layout keeps labels from overlapping."
     fig = NotebookFigure(figsize=figsize, dpi=dpi, layout="constrained")
@@ -302,12 +304,22 @@ def wrap_text(
     width: float, # inches
     points: float = 11, # font size
 ) -> str:
-    "Break lines at spaces where they would not fit; and words that are twice as long as a line."
+    "Break lines that would not fit: at spaces, or after an underscore; very long words anywhere."
     letters = max(1, int(72 * width / (LETTER_WIDTH * points)))
     most = max(40, 2 * letters)
     text = re.sub(rf"(\S{{{most}}})(?=\S)", r"\1 ", text)
+    text = re.sub(r"[^ \n]+", lambda word: _split_name(word[0], letters), text)
     wrapper = textwrap.TextWrapper(letters, break_long_words=False, break_on_hyphens=False)
     return "\n".join(part for line in text.split("\n") for part in wrapper.wrap(line))
+
+def _split_name(word: str, letters: int) -> str:
+    "A word that is longer than a line, with spaces where it may break: after underscores."
+    if len(word) <= letters: return word
+    lines = [""]
+    for part in re.findall(r"[^_]*_+|[^_]+", word):
+        if lines[-1] and len(lines[-1] + part) > letters: lines.append("")
+        lines[-1] += part
+    return " ".join(line if len(line) <= letters else line.replace("\xa0", " ") for line in lines)
 
 # %% ../../nbs/plot/00_figures.ipynb #b1d57811
 def _channels_first(pixels: np.ndarray, usual: bool) -> bool:
@@ -388,7 +400,7 @@ def draw_image(
         reason = printable(why_not_shown(image, error))
         ax.imshow(np.full((4, 4, 3), 200, np.uint8))
         ax.text(.5, .5, textwrap.fill(reason, 20, max_lines=7), transform=ax.transAxes,
-                ha="center", va="center", fontsize=11, color="black", **PLAIN_TEXT)
+                ha="center", va="center", fontsize=9, color="black", **PLAIN_TEXT)
         return reason
     ax.imshow(pixels)
     if heatmap is not None: ax.imshow(heatmap_colors(heatmap, pixels.shape[1::-1]))
@@ -439,7 +451,7 @@ def show_images(
     colors: Sequence | None = None, # of the titles
     suptitle: str | None = None, # above them all
     figsize: tuple[float, float] | None = None, # inches; None: `side` for each, and room for titles
-    side: float = 2.2, # inches for each image
+    side: float = 1.5, # inches for each image
     heatmaps: Sequence | None = None, # (h,w) in [0,1] for each image, laid over all of it
     pixel_range: tuple[float, float] | None = None, # numbers that become black and white
 ) -> NotebookFigure:
@@ -461,7 +473,7 @@ def show_images(
     longest = max((len(line) for t in wrapped for line in t.split("\n")), default=1)
     heading_height = .45 + .22 * heading.count("\n") if suptitle else 0
     figsize = figsize or (side * ncols, (side + .2 * lines) * rows + heading_height)
-    fontsize = min(12, .95 * 72 * width / (LETTER_WIDTH * max(longest, 1)))  # neighbors don't touch
+    fontsize = min(11, .95 * 72 * width / (LETTER_WIDTH * max(longest, 1)))  # neighbors don't touch
     fig = new_figure(figsize, _describe_grid(n, titles, suptitle, heatmaps is not None))
     fig.photos = True
     for i, image in enumerate(images):

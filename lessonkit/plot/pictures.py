@@ -23,8 +23,8 @@ from ..data.image_data import ImageData
 from ..data.loader import Loader
 from ..data.pixels import check_pixel_range
 from lessonkit.plot.figures import (
-    CORRECT_COLOR, draw_image, INCORRECT_COLOR, LETTER_WIDTH, new_figure, NotebookFigure,
-    PLAIN_TEXT, show_images, wrap_text,
+    CORRECT_COLOR, draw_image, grid_shape, INCORRECT_COLOR, LETTER_WIDTH, new_figure,
+    NotebookFigure, PLAIN_TEXT, show_images, wrap_text,
 )
 from ..results.preds import chosen_positions, limit_count, Preds, require_preds
 from lessonkit.results.selections import (
@@ -105,13 +105,16 @@ def _text_figure(text: str, figsize: tuple | None = None) -> NotebookFigure:
     return fig
 
 # %% ../../nbs/plot/03_pictures.ipynb #08937045
-def _image_side(texts: Sequence[str]) -> float: # inches
+_PAGE = 8.5 # inches; what a page has room for, about
+
+def _image_side(texts: Sequence[str], ncols: int | None) -> float: # inches
     "Wide enough for each word of the captions, and for each line that is not too long."
-    def inches(texts): return LETTER_WIDTH * 12 / 72 * max(map(len, texts), default=0)
+    ncols = grid_shape(len(texts), ncols)[1]
+    def inches(texts): return LETTER_WIDTH * 11 / 72 * max(map(len, texts), default=0)
     lines = [line for text in texts for line in text.split("\n")]
     words = [word for line in lines for word in line.split(" ")]
-    fitting = [line for line in lines if inches([line]) < 2.9]
-    return min(3.2, max(2.2, inches(words), inches(fitting)))
+    fitting = [line for line in lines if inches([line]) < 2]
+    return min(2.3, max(1.5, inches(words), inches(fitting)), max(1.5, _PAGE / ncols))
 
 # %% ../../nbs/plot/03_pictures.ipynb #d59b7e3c
 def plot_items(
@@ -146,8 +149,8 @@ def plot_items(
     images = model_views(shown.paths, crop) if crop else shown.paths
     texts, colors = captions(shown, loss, second)
     pixel_range = None if crop else preds.pixel_range
-    return show_images(images, texts, ncols, colors, title, figsize, _image_side(texts), heatmaps,
-                       pixel_range)
+    side = _image_side(texts, ncols)
+    return show_images(images, texts, ncols, colors, title, figsize, side, heatmaps, pixel_range)
 
 # %% ../../nbs/plot/03_pictures.ipynb #0716d970
 def _heading(text: str, shown: Sequence, available: Sequence) -> str:
@@ -312,14 +315,14 @@ def _one_of_each_group(table: Any) -> Any: # pandas.DataFrame, with a column `co
 # %% ../../nbs/plot/03_pictures.ipynb #3330c453
 def _draw_pair(part: Any, pair: Any, width: float, pixel_range: Any) -> tuple[str, str]:
     "Draw a row of the table, images `width` inches wide; return a description, and what failed."
-    part.suptitle(_similarity(pair), fontsize=13, **PLAIN_TEXT)
+    part.suptitle(_similarity(pair), fontsize=11, **PLAIN_TEXT)
     names = [_image_name(pair.split_a, pair.label_a, pair.a),
              _image_name(pair.split_b, pair.label_b, pair.b)]
     failures = ""
     for ax, path, name in zip(part.subplots(1, 2), (pair.a, pair.b), names):
         failure = draw_image(ax, path, pixel_range=pixel_range)
         if failure: failures += f". An image can't be shown: {failure}"
-        ax.set_title(wrap_text(name, width), fontsize=11, pad=3, **PLAIN_TEXT)
+        ax.set_title(wrap_text(name, width, 10), fontsize=10, pad=3, **PLAIN_TEXT)
     return f"{_similarity(pair)} ({' and '.join(names)})", failures
 
 # %% ../../nbs/plot/03_pictures.ipynb #63b3d535
@@ -327,7 +330,7 @@ def plot_duplicates(
     table: Any, # pandas.DataFrame of `duplicates.find_duplicates`
     k: int = 6, # how many pairs, at most
     ncols: int | None = None, # pairs side by side; None: 2
-    figsize: tuple[float, float] | None = None, # inches; None: 4.6 by 3 for each pair
+    figsize: tuple[float, float] | None = None, # inches; None: 3.7 by 2.3 for each pair
     pixel_range: tuple[float, float] | None = None, # numbers that become black and white
 ) -> NotebookFigure:
     """Images that are the same, or nearly so, in pairs and in the order of the table.
@@ -338,7 +341,7 @@ def plot_duplicates(
     if not k: return _text_figure("Duplicates: none", figsize)
     ncols = limit_count(2 if ncols is None else ncols, k)
     rows = math.ceil(k / ncols)
-    fig = new_figure(figsize or (4.6 * ncols, 3 * rows))
+    fig = new_figure(figsize or (3.7 * ncols, 2.3 * rows))
     fig.photos = True
     parts = fig.subfigures(rows, ncols, squeeze=False, wspace=.06).flat
     width = fig.get_figwidth() / ncols / 2

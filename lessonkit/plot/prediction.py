@@ -62,11 +62,11 @@ def plot_prediction(
 ) -> NotebookFigure:
     "An image with the answer, and a bar for each of the most probable classes."
     answer, top = answer_text(probs, task, threshold), top_classes(probs, task, k)
-    fig = new_figure((3 + 4 * bool(top), 3.2))
+    fig = new_figure((2.3 + 3 * bool(top), 2.5))
     fig.photos = True
     image_axes, *bar_axes = fig.subplots(1, 1 + bool(top), squeeze=False)[0]
     failure = draw_image(image_axes, image, heatmap)
-    fig.suptitle(answer, fontsize=14, **PLAIN_TEXT)
+    fig.suptitle(answer, fontsize=13, **PLAIN_TEXT)
     fig.alt = answer + "".join(f"; {name} {format_probability(p)}" for name, p in top)
     if heatmap is not None: fig.alt += "; with a heat map"
     if failure: fig.alt += f". The image can't be shown: {failure}"

@@ -24,7 +24,7 @@ from matplotlib.patheffects import withStroke
 from ..core.names import shorten
 from lessonkit.plot.figures import (
     add_legend, all_letters, background_color, describe, get_axes, INCORRECT_COLOR, legend_label,
-    LETTER_WIDTH, new_figure, PLAIN_TEXT, text_color_on, TRAIN_COLOR, VALID_COLOR,
+    LETTER_WIDTH, new_figure, PLAIN_TEXT, text_color_on, TRAIN_COLOR, VALID_COLOR, wrap_text,
 )
 from ..results.calibration import calibration_error, reliability, risk_coverage
 from ..results.preds import Preds, require_preds
@@ -149,7 +149,7 @@ def _thin_out(n: int, marked: list[int], gap: float) -> tuple[list[int], np.ndar
 # %% ../../nbs/plot/04_scores.ipynb #1eab68c8
 def _write_names(axis, names: list[str], marked: Sequence[int], cell: float):
     "All class names if `cell` points are enough for each; else those of `marked`, and some more."
-    across, size = axis is axis.axes.xaxis, min(11, max(8, .75 * cell))
+    across, size = axis is axis.axes.xaxis, min(11, max(9, .75 * cell))
     too_wide = LETTER_WIDTH * size * max(map(len, names)) > .9 * cell
     style = dict(fontsize=size, rotation=90 if across and too_wide else 0, **PLAIN_TEXT)
     gap = 1.35 * size / cell  # from line to line, in cells
@@ -227,8 +227,8 @@ def _call_out(ax, cells: MatrixCells, found: Sequence[tuple[int, int]], cell: fl
 # %% ../../nbs/plot/04_scores.ipynb #fa35e192
 def _new_matrix_axes(cells: MatrixCells, figsize: tuple | None, dpi: float):
     n = len(cells.counts)
-    inches = .62 if n < 8 else .46 if n < 20 else .3  # a cell
-    side = min(10, max(2.6, inches * n))
+    inches = .6 if n < 8 else .42 if n < 20 else .24  # a cell
+    side = min(5.9, max(2.2, inches * n))
     room = .085 * min(max(map(len, cells.row_names)), 24) + .6  # for the names
     return new_figure(figsize or (side + room, side + room), dpi=dpi).add_subplot()
 
@@ -239,8 +239,8 @@ def _layout(ax, cells: MatrixCells) -> float: # side of a cell in points
     ax.set(xlim=(-.5, n - .5), ylim=(n - .5, -.5))
     ax.set_xlabel("Predicted", fontsize=12)
     ax.set_ylabel("Actual", fontsize=12)
-    ax.yaxis.set_ticks(range(n), cells.row_names, fontsize=8, **PLAIN_TEXT)
-    ax.xaxis.set_ticks(range(n), cells.names, fontsize=8, rotation=90, **PLAIN_TEXT)
+    ax.yaxis.set_ticks(range(n), cells.row_names, fontsize=9, **PLAIN_TEXT)
+    ax.xaxis.set_ticks(range(n), cells.names, fontsize=9, rotation=90, **PLAIN_TEXT)
     whole = ax.figure.canvas.figure
     with all_letters(whole): whole.draw_without_rendering()
     return 72 * ax.get_window_extent().height / ax.figure.dpi / n
@@ -251,7 +251,7 @@ def plot_confusion_matrix(
     normalize: bool = False, # percent of each row instead of counts?
     figsize: tuple[float, float] | None = None, # inches; None: grows with the number of classes
     cmap: str | None = None, # a matplotlib color map; None: blue for correct, orange for mistakes
-    dpi: float = 60, # dots per inch
+    dpi: float = 96, # dots per inch
     ax=None, # matplotlib axes to draw on; None: a new figure
     callouts: int = 10, # confusions that get a number where cells are too small for all, at most
 ) -> Figure:
@@ -265,7 +265,7 @@ def plot_confusion_matrix(
     cell = _layout(ax, cells)
     longest = max(len(cells.text(i, j)) for i in range(n) for j in range(n))
     fontsize = min(12, .62 * cell, 1.35 * cell / longest)
-    too_small = fontsize < 7.5
+    too_small = fontsize < 9
     found = largest_confusions(cells, callouts)
     if too_small: found = found[:int(n * cell / 12)]  # there is room for no more names
     rows, columns = zip(*found) if too_small and found else ((), ())
@@ -335,7 +335,7 @@ def plot_reliability(
     _label_reliability(ax, lowest)
     (below if own else ax).set_xlabel("confidence: how sure it says it is")
     if own: below.set_ylabel("images")
-    if len(named) > 1: add_legend(ax, own, fontsize=8)
+    if len(named) > 1: add_legend(ax, own)
     else: ax.set_title(text, fontsize=10, **PLAIN_TEXT)
     describe(ax, "reliability diagram, confidence against share of right answers: "
                  f"{'; '.join(said)}", add=not own)
@@ -416,9 +416,9 @@ def _plot_thresholds(kind: ThresholdCurve, preds, positive, ax, figsize, caller:
     _draw_chance(ax, chances, positive)
     ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02))
     ax.set_xlabel(xlabel, **PLAIN_TEXT)
-    ax.set_ylabel(ylabel, **PLAIN_TEXT)
+    ax.set_ylabel(wrap_text(ylabel, .6 * fig.get_figheight(), 10), **PLAIN_TEXT)
     ax.grid(alpha=.25)
-    add_legend(ax, own, fontsize=8)
+    add_legend(ax, own)
     describe(ax, f"{kind.name} curve of {_quoted(positive)}: {'; '.join(said)}", add=not own)
     return fig
 
@@ -486,7 +486,7 @@ def plot_risk_coverage(
         said.append(_prefix(name, f"{text}, {surest}, {len(p)} images"))
     ax.set(xlim=(0, 1.02), ylim=(-.03 * top, 1.05 * top), xlabel="coverage: share that is answered",
            ylabel="risk: error among the answered")
-    if len(named) > 1: add_legend(ax, own, fontsize=8)
+    if len(named) > 1: add_legend(ax, own)
     else:
         ax.set_title(text, fontsize=10, **PLAIN_TEXT)
         _mark_thresholds(ax, table)

@@ -64,7 +64,7 @@ def plot_loss(
     history: History, # of one fit or more
     last: bool = False, # only the last fit?
     ax=None, # matplotlib axes to draw on; None: a new figure
-    figsize: tuple[float, float] = (6, 3.5), # inches
+    figsize: tuple[float, float] = (5.2, 3.1), # inches
 ) -> Figure:
     "The smoothed training loss by step, and the validation loss at the end of each epoch."
     fits = _require_fits(history, "plot_loss", last)
@@ -103,7 +103,7 @@ def _draw_metric(ax, fits: Sequence[FitRecord], name: str) -> float: # the last 
     n = begin + len(values)
     ax.annotate(f"{values[-1]:.3g}", (n, values[-1]), xytext=(5, 0), textcoords="offset points",
                 va="center", fontsize=9)
-    ax.set_xlim(1 - .08 * max(n - 1, 1), n + .22 * max(n - 1, 1))  # room for the number
+    ax.set_xlim(1 - .08 * max(n - 1, 1), n + .3 * max(n - 1, 1))  # room for the number
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(printable(name.replace("_", " ")), **PLAIN_TEXT)
@@ -114,7 +114,7 @@ def _draw_metric(ax, fits: Sequence[FitRecord], name: str) -> float: # the last 
 def plot_metrics(
     history: History, # of one fit or more
     last: bool = False, # only the last fit?
-    figsize: tuple[float, float] | None = None, # inches; None: 4 by 2.8 for each metric
+    figsize: tuple[float, float] | None = None, # inches; None: 2.8 by 2.4 for each metric
 ) -> NotebookFigure:
     "Each metric on the validation set by epoch, on an axis of its own."
     fits = [fit for fit in _require_fits(history, "plot_metrics", last=False) if fit.rows]
@@ -128,7 +128,7 @@ def plot_metrics(
                          "it, and Learner(data, metrics=[...]) measures more")
     ncols = min(len(names), 3)
     rows = math.ceil(len(names) / ncols)
-    fig = new_figure(figsize or (4 * ncols, 2.8 * rows))
+    fig = new_figure(figsize or (2.8 * ncols, 2.4 * rows))
     said = []
     for i, name in enumerate(names):
         value = _draw_metric(fig.add_subplot(rows, ncols, i + 1), fits, name)
@@ -146,7 +146,7 @@ def plot_training(
     fits = _require_fits(history, "plot_training", last)
     measured = [fit for fit in fits if fit.rows]
     names = measured_metrics(measured)[:whole_number("metrics", metrics)]
-    fig = new_figure((5.5 * (1 + len(names)), 3.3))
+    fig = new_figure((min(3.75 * (1 + len(names)), 8), 2.8))
     axes = fig.subplots(1, 1 + len(names), squeeze=False)[0]
     plot_loss(history, last, axes[0])
     for ax, name in zip(axes[1:], names):
@@ -170,7 +170,7 @@ def _plot_functions(schedules: dict[str, Schedule], epochs: int | None, ax, figs
     "Schedules by position in training, or by epoch."
     if not schedules: raise ValueError("plot_schedule: there are no schedules in this dict")
     alone, own = len(schedules) == 1, ax is None
-    fig, ax = get_axes(ax, figsize or ((4, 2.6) if alone else (5, 3)))
+    fig, ax = get_axes(ax, figsize or ((3.6, 2.4) if alone else (4.6, 2.9)))
     said = []
     for i, (name, schedule) in enumerate(schedules.items()):
         at, values = sample_schedule(schedule)
@@ -237,7 +237,7 @@ def plot_schedule(
     own = ax is None
     both = momentum and own
     if own:
-        fig = new_figure(figsize or (8 if both else 4.5, 2.8))
+        fig = new_figure(figsize or (7.5 if both else 4.2, 2.7))
         axes = fig.subplots(1, 1 + both, squeeze=False)[0]
     else: fig, axes = ax.figure, [ax]
     _draw_rates(axes[0], fits, curves)
@@ -264,13 +264,18 @@ def loss_limits(
     room = max(high - low, 1e-3 * abs(low), 1e-12)
     return low - .1 * room, high + .25 * room
 
+def _unmeasured(find: LRFind) -> dict[str, float]:
+    "The suggestions beyond both ends of the curve."
+    return {name: rate for name, rate in find.suggestions.items() if name not in find.measured}
+
 def _describe_finder(find: LRFind) -> str:
     span = "no step was taken"
     if len(find.rates):
         losses, lowest = np.array(find.losses), np.argmin(find.losses)
         span = (f"loss {losses[0]:.3g} at {find.rates[0]:.1e}, "
                 f"lowest {losses[lowest]:.3g} at {find.rates[lowest]:.1e}")
-    suggestions = [f"{name} {rate:.2e}" for name, rate in find.suggestions.items()]
+    suggestions = [f"{name} {rate:.2e}" for name, rate in find.measured.items()]
+    suggestions += [f"{name} {rate:.2e} (not tried)" for name, rate in _unmeasured(find).items()]
     note = [find.note] if find.note else []
     return "; ".join([f"learning-rate finder: {span}", *suggestions, *note])
 
@@ -305,12 +310,20 @@ def _label_points(ax, points: dict[str, tuple[float, float]], fontsize: float = 
                     textcoords=ax.transAxes, ha="center", va="bottom", fontsize=fontsize,
                     arrowprops=line, **PLAIN_TEXT)
 
+# %% ../../nbs/plot/02_training.ipynb #08a4d07c
+def _name_unmeasured(ax, find: LRFind, fontsize: float = 9):
+    "In the lower left corner: suggestions that lie beyond the curve."
+    names = [f"{name} {rate:.1e}" for name, rate in _unmeasured(find).items()]
+    if not names: return
+    ax.text(.02, .04, f"not among the rates tried: {', '.join(names)}", transform=ax.transAxes,
+            fontsize=fontsize, **PLAIN_TEXT)
+
 # %% ../../nbs/plot/02_training.ipynb #d44d1704
 def plot_lr_find(
     find: LRFind, # as `learn.lr_find()` returns it
     lr: float | None = None, # a rate to be marked, such as the one you choose; None: none
     ax=None, # matplotlib axes to draw on; None: a new figure
-    figsize: tuple[float, float] = (6, 3.5), # inches
+    figsize: tuple[float, float] = (5.2, 3.1), # inches
 ) -> Figure:
     "The loss by learning rate, with the suggestions marked, and perhaps a rate of your own."
     if not hasattr(find, "suggestions"):
@@ -331,8 +344,9 @@ def plot_lr_find(
     ax.set_ylim(*loss_limits(losses))
     bottom, top = ax.get_ylim()
     suggested = {name: (rate, np.interp(rate, rates, losses).clip(bottom, top))
-                 for name, rate in find.suggestions.items()}
+                 for name, rate in find.measured.items()}
     if suggested: _label_points(ax, suggested)
+    _name_unmeasured(ax, find)
     if lr is not None:
         ax.axvline(lr, color=INCORRECT_COLOR, lw=2)
         ax.annotate(f"{lr:.1e}", (lr, .04), xycoords=("data", "axes fraction"), fontsize=9,

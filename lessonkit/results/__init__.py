@@ -13,9 +13,10 @@ __all__ = ['add_class_columns', 'add_failed_rows', 'images_to_predict', 'is_sing
            'default_metrics', 'error_rate', 'fbeta', 'is_correct', 'mae', 'metric_name', 'mse', 'rmse', 'check_metrics',
            'column_mode', 'higher_is_better', 'lower_is_better', 'metric_mode', 'metric_names', 'metric_value',
            'TABLE_COLUMNS', 'accuracy_interval', 'compare_errors', 'Comparison', 'describe_effect', 'error_interval',
-           'Interval', 'mcnemar_p', 'require_same_items', 'wilson_bounds', 'wilson_interval', 'class_index',
-           'correct_indices', 'in_cell', 'incorrect_indices', 'most_correct', 'most_incorrect', 'most_uncertain',
-           'one_per_class', 'random_correct', 'random_incorrect', 'top_losses', 'binary_arrays',
+           'Interval', 'mcnemar_p', 'mean_interval', 'MeanInterval', 'require_same_items', 'wilson_bounds',
+           'wilson_interval', 'class_index', 'correct_indices', 'in_cell', 'incorrect_indices', 'most_correct',
+           'most_incorrect', 'most_uncertain', 'one_per_class', 'random_correct', 'random_incorrect', 'top_losses',
+           'find_units', 'layer_output', 'made_for_units', 'reach', 'unit_patches', 'Units', 'binary_arrays',
            'classification_report', 'confusion_matrix', 'Curve', 'most_confused', 'precision_recall', 'roc',
            'accepted_indices', 'apply_temperature', 'bin_edges', 'calibrate', 'calibrate_model', 'Calibration',
            'calibration_error', 'calibration_of', 'chance_calibration_error', 'check_temperature', 'confidence',
@@ -44,7 +45,7 @@ from lessonkit.results.metrics import (
 )
 from lessonkit.results.intervals import (
     accuracy_interval, compare_errors, Comparison, describe_effect, error_interval, Interval,
-    mcnemar_p, require_same_items, wilson_bounds, wilson_interval,
+    mcnemar_p, mean_interval, MeanInterval, require_same_items, wilson_bounds, wilson_interval,
 )
 from lessonkit.results.selections import (
     class_index, correct_indices, in_cell, incorrect_indices, most_correct, most_incorrect,
@@ -67,6 +68,9 @@ from lessonkit.results.explain import (
 from lessonkit.results.cleaning import (
     Candidate, cleaning_candidates, CLEANING_ORDERS, CleaningProgress, CleaningSession,
 )
+from lessonkit.results.units import (
+    find_units, layer_output, made_for_units, reach, unit_patches, Units,
+)
 
 # %% ../../nbs/results/99_results.ipynb #1dbafd90
 _all_ = [
@@ -83,10 +87,11 @@ _all_ = [
     "higher_is_better", "lower_is_better", "metric_mode", "metric_names", "metric_value",
     "TABLE_COLUMNS", "accuracy_interval", "compare_errors", "Comparison",
     "describe_effect", "error_interval",
-    "Interval", "mcnemar_p", "require_same_items", "wilson_bounds", "wilson_interval",
+    "Interval", "mcnemar_p", "mean_interval", "MeanInterval", "require_same_items", "wilson_bounds", "wilson_interval",
     "class_index", "correct_indices", "in_cell", "incorrect_indices", "most_correct",
     "most_incorrect", "most_uncertain", "one_per_class", "random_correct", "random_incorrect",
-    "top_losses", "binary_arrays", "classification_report", "confusion_matrix", "Curve",
+    "top_losses", "find_units", "layer_output", "made_for_units", "reach", "unit_patches", "Units",
+    "binary_arrays", "classification_report", "confusion_matrix", "Curve",
     "most_confused", "precision_recall", "roc", "accepted_indices", "apply_temperature",
     "bin_edges", "calibrate", "calibrate_model", "Calibration", "calibration_error",
     "calibration_of", "chance_calibration_error",

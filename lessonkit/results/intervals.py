@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['wilson_bounds', 'Interval', 'wilson_interval', 'error_interval', 'accuracy_interval', 'mcnemar_p',
-           'require_same_items', 'Comparison', 'compare_errors', 'describe_effect']
+           'require_same_items', 'Comparison', 'compare_errors', 'describe_effect', 'MeanInterval', 'mean_interval']
 
 # %% ../../nbs/results/04_intervals.ipynb #d63e1f82
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,3 +153,36 @@ def describe_effect(
     if blend.kind == "single": return str(compare_errors(plain, blend))
     before, after = compute_scores(plain, metrics), compute_scores(blend, metrics)
     return ", ".join(f"{name} {after[name]:.6g} (plain {before[name]:.6g})" for name in after)
+
+# %% ../../nbs/results/04_intervals.ipynb #201d15f9
+@dataclass(frozen=True, repr=False)
+class MeanInterval:
+    "The mean of one number over several runs, with its confidence interval."
+    mean: float
+    low: float
+    high: float
+    sd: float # standard deviation of a single run
+    values: tuple[float, ...] # of each run
+    level: float = .95 # how often such an interval holds the true mean
+
+    def __str__(self):
+        return (f"{self.mean:.1%} ({self.low:.1%} to {self.high:.1%}), mean of "
+                f"{len(self.values)} runs with a standard deviation of {100 * self.sd:.2g} points")
+
+    __repr__ = __str__
+
+# %% ../../nbs/results/04_intervals.ipynb #fa683650
+def mean_interval(
+    values: Iterable[float], # of at least two runs, such as error rates, 0 to 1
+    level: float = .95, # how often such an interval holds the true mean, between 0 and 1
+) -> MeanInterval:
+    "The mean of several runs with Student's interval. Raises `ValueError` for a single run."
+    values = tuple(float(v) for v in values)
+    n = len(values)
+    if n < 2: raise ValueError(f"how far runs differ shows from two on; got {n}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}")
+    from scipy.special import stdtrit
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stdtrit(n - 1, .5 + level/2)) * sd / n**.5
+    return MeanInterval(mean, mean - half, mean + half, sd, values, level)

@@ -136,12 +136,21 @@ class LRFind:
         values = {name: getattr(self, name) for name in _RULES}
         return {name: v for name, v in values.items() if math.isfinite(v)}
 
+    @property
+    def measured(self) -> dict[str, float]: # some of "minimum", "steep", "valley", "slide"
+        "The suggestions that lie among the rates that were tried. A tenth of a rate may not."
+        if not self.rates: return {}
+        low, high = min(self.rates), max(self.rates)
+        return {name: v for name, v in self.suggestions.items() if low <= v <= high}
+
     def __iter__(self) -> Iterator[float]: return iter((self.minimum, self.steep))
 
     def __repr__(self):
         lines = [f"LRFind: {len(self.rates)} steps"]
         if self.rates: lines[0] += f", learning rates {self.rates[0]:.1e} to {self.rates[-1]:.1e}"
-        for name, v in self.suggestions.items(): lines.append(f"{name:8} {v:.2e}  {_RULES[name]}")
+        for name, v in self.suggestions.items():
+            untried = "" if name in self.measured else " (not among the rates tried)"
+            lines.append(f"{name:8} {v:.2e}  {_RULES[name]}{untried}")
         if not self.suggestions: lines.append("too few steps for a suggestion")
         if self.note: lines.append(self.note)
         return "\n  ".join(lines)

@@ -31,7 +31,7 @@ def finder_chart(
     low, high = loss_limits(np.array(find.losses))
     rates = ChartAxis(find.rates[0], find.rates[-1], "learning rate", log=not find.linear)
     def loss_at(rate): return float(np.interp(rate, find.rates, find.losses).clip(low, high))
-    points = {name: (rate, loss_at(rate)) for name, rate in find.suggestions.items()}
+    points = {name: (rate, loss_at(rate)) for name, rate in find.measured.items()}
     alt = f"finder's curve with the rate {rate_text(lr)}, where the loss is {loss_at(lr):.3g}"
     return line_chart([whole, kept], rates, ChartAxis(low, high, "loss (smoothed)"), alt,
                       points=points, chosen=lr, size=(560, 300))
@@ -62,7 +62,7 @@ class LRPicker(InteractiveView):
 
     def _start(self, start: str | float) -> float:
         "A suggestion by its name; the middle of the rates where there is none after a short run."
-        suggestions, (low, *_, high) = self.find.suggestions, self.find.rates
+        suggestions, (low, *_, high) = self.find.measured, self.find.rates
         if not isinstance(start, str): return start
         if not suggestions: return (low + high) / 2 if self.find.linear else math.sqrt(low * high)
         check_choices(start=(start, tuple(suggestions)))
@@ -83,7 +83,7 @@ class LRPicker(InteractiveView):
     def build(self,
         widgets: ModuleType, # ipywidgets
     ): # a VBox
-        "Curve, slider, and a button for each suggestion."
+        "Curve, slider, and a button for each suggestion that lies on the curve."
         low, high = self.find.rates[0], self.find.rates[-1]
         curve, said = widgets.HTML(), status_line()
         said.layout.width = "150px"
@@ -116,7 +116,7 @@ class LRPicker(InteractiveView):
                                   layout=widgets.Layout(width="auto"))
             made.on_click(lambda _: setattr(self, "lr", rate))
             return made
-        return [button(*pair) for pair in self.find.suggestions.items()]
+        return [button(*pair) for pair in self.find.measured.items()]
 
     def plain(self) -> NotebookFigure:
         "The curve, with the chosen rate marked."
