@@ -13,15 +13,13 @@ __all__ = ['accuracy', 'accuracy_interval', 'accuracy_multi', 'apply_temperature
            'mean_interval', 'model_summary', 'models', 'most_confused', 'most_correct', 'most_incorrect',
            'most_uncertain', 'mse', 'NotebookFigure', 'one_cycle', 'one_cycle_momentum', 'one_per_class', 'open_image',
            'Path', 'Phase', 'phone', 'plot_cell', 'plot_confusion_matrix', 'plot_correct', 'plot_duplicates',
-           'plot_incorrect', 'plot_items', 'plot_loss', 'plot_lr_find', 'plot_metrics', 'as_input', 'find_units',
-           'imagenet_classes', 'imagenet_network', 'made_for_units', 'plot_filter', 'plot_heads', 'plot_maps',
-           'plot_network', 'plot_pooling', 'plot_units', 'pool_map', 'reach', 'slide_filter', 'plot_most_correct',
-           'plot_most_incorrect', 'plot_most_uncertain', 'plot_precision_recall', 'plot_reliability',
-           'plot_risk_coverage', 'plot_roc', 'plot_runs', 'plot_schedule', 'plot_top_losses', 'precision_recall',
-           'precompute', 'Preds', 'random_correct', 'random_incorrect', 'reliability', 'resnet18', 'resnet34',
-           'resnet50', 'risk_coverage', 'rmse', 'sample', 'seed_everything', 'sgdr', 'shelter', 'show_batch',
-           'show_images', 'show_results', 'solution', 'split_leaks', 'Stats', 'threshold_for', 'to_inputs',
-           'top_losses', 'train_steps', 'triangular', 'TryIt', 'WeightsUnavailable', 'wilson_interval']
+           'plot_incorrect', 'plot_items', 'plot_loss', 'plot_lr_find', 'plot_metrics', 'plot_network',
+           'plot_most_correct', 'plot_most_incorrect', 'plot_most_uncertain', 'plot_precision_recall',
+           'plot_reliability', 'plot_risk_coverage', 'plot_roc', 'plot_runs', 'plot_schedule', 'plot_top_losses',
+           'precision_recall', 'precompute', 'Preds', 'random_correct', 'random_incorrect', 'reliability', 'resnet18',
+           'resnet34', 'resnet50', 'risk_coverage', 'rmse', 'sample', 'seed_everything', 'sgdr', 'shelter',
+           'show_batch', 'show_images', 'show_results', 'solution', 'split_leaks', 'Stats', 'threshold_for',
+           'to_inputs', 'top_losses', 'train_steps', 'triangular', 'TryIt', 'WeightsUnavailable', 'wilson_interval']
 
 # %% ../nbs/30_all.ipynb #c50809c9
 from pathlib import Path
@@ -44,10 +42,7 @@ from .model.create import create_model, model_summary
 from .model.weights import WeightsUnavailable
 from .plot.batches import show_batch
 from .plot.figures import NotebookFigure, show_images
-from .plot.filters import plot_filter, plot_maps, plot_pooling, pool_map, slide_filter
-from lessonkit.plot.inside import (
-    as_input, imagenet_classes, imagenet_network, plot_heads, plot_network, plot_units,
-)
+from .plot.inside import plot_network
 from lessonkit.plot.pictures import (
     plot_cell, plot_correct, plot_duplicates, plot_incorrect, plot_items, plot_most_correct,
     plot_most_incorrect, plot_most_uncertain, plot_top_losses, show_results,
@@ -76,7 +71,6 @@ from lessonkit.results.selections import (
     correct_indices, incorrect_indices, most_correct, most_incorrect, most_uncertain, one_per_class,
     random_correct, random_incorrect, top_losses,
 )
-from .results.units import find_units, made_for_units, reach
 from .train.features import clear_features, feature_dir, precompute
 from .train.loop import make_optimizer, Phase, train_steps
 from lessonkit.train.schedules import (
@@ -105,10 +99,7 @@ _all_ = [
     "Path", "Phase", "phone", "plot_cell", "plot_confusion_matrix", "plot_correct",
     "plot_duplicates",
     "plot_incorrect", "plot_items", "plot_loss", "plot_lr_find", "plot_metrics",
-    "as_input", "find_units", "imagenet_classes", "imagenet_network", "made_for_units",
-    "plot_filter", "plot_heads", "plot_maps", "plot_network", "plot_pooling",
-    "plot_units", "pool_map", "reach", "slide_filter",
-    "plot_most_correct", "plot_most_incorrect", "plot_most_uncertain", "plot_precision_recall",
+    "plot_network", "plot_most_correct", "plot_most_incorrect", "plot_most_uncertain", "plot_precision_recall",
     "plot_reliability", "plot_risk_coverage", "plot_roc", "plot_runs", "plot_schedule",
     "plot_top_losses",
     "precision_recall", "precompute", "Preds", "random_correct", "random_incorrect", "reliability",

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
 
 from .core.checks import short_repr, switch, whole_number
 from .core.files import as_path, warn_always
@@ -46,8 +45,8 @@ from .results.explain import heat_maps
 from .results.intervals import describe_effect
 from .results.metrics import check_metrics, column_mode, compute_scores
 from lessonkit.results.predict import (
-    images_to_predict, named_loader, predict_files, predict_one, predict_set, Prediction,
-    PredictionCache, warn_of_failed,
+    images_to_predict, named_loader, predict_features, predict_files, predict_one, predict_set,
+    Prediction, PredictionCache, warn_of_failed,
 )
 from .results.preds import chosen_positions, Preds
 from .results.scores import classification_report, confusion_matrix, most_confused
@@ -59,7 +58,7 @@ from lessonkit.train.checkpoints import (
     stats_of,
 )
 from .train.engine import Engine, keep_freed_memory
-from .train.features import body_features, tensor_versions
+from .train.features import tensor_versions
 from .train.history import FitRecord, History
 from .train.loop import Phase
 from .train.lr_finder import LRFind, preserve_state, run_lr_finder
@@ -303,13 +302,9 @@ class _Predicting(_Saving):
 
     def features(self,
         which: str | Sequence = "valid", # "valid", "train", "test", or a list of images
-    ) -> Tensor: # (n,f) on the CPU, in the order of the images
+    ) -> torch.Tensor: # (n,f) float32 on the CPU, in the order of the images
         "What the body computes of each image, for methods of other libraries. Raises `ValueError`."
-        if isinstance(which, str): loader = named_loader(self.data, which)
-        else:
-            settings = dict(paths=images_to_predict(which), targets=None, cache=None)
-            loader = Loader(**self.data.valid.settings(**settings))
-        return body_features(self.model, loader, self.engine).float()
+        return predict_features(self.model, which, self.data, self.engine)
 
     def tta(self,
         n: int = 4, # random views of each image

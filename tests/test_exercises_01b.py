@@ -1,4 +1,4 @@
-"""Answers to the exercises of the page on networks, right and wrong; test_exercises.py tries them."""
+"""Answers to the page on networks, right and wrong; test_exercises.py tries them."""
 import numpy as np
 import torch
 

@@ -34,6 +34,7 @@ def test_letters_hold_their_terms():
 
 @pytest.mark.parametrize("term, text", entries(), ids=lambda value: value[:20])
 def test_an_entry_is_short_and_names_its_section(term, text):
-    words, _, section = text.partition(" Explained in ")
-    assert re.fullmatch(r"\[.+\]\(0\d\w*\.ipynb(#\S+)?\)\.", section), section
+    words, _, section = text.rpartition(" (")
+    link = re.fullmatch(r"\[.+\]\(0\d\w*\.ipynb(#\S+)?\)\)", section)
+    assert link, section
     assert len(words.split()) <= 50

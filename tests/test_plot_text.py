@@ -63,8 +63,9 @@ def duplicates(files):
                          for kind in ("exact", "near", "similar")])
 
 
+@pytest.fixture(scope="module")
 def figures(files):
-    "{function: figures that it draws}, of all public functions that return one."
+    "{function: what draws figures with it}, of all public functions that return one."
     few = predictions(12, 60, classes=BREEDS[:12], paths=files * 5)
     two = predictions(2, 60, classes=BREEDS[:2])
     many = predictions(37, 900, classes=BREEDS[:37], skill=3)
@@ -144,13 +145,13 @@ def too_small(fig):
             if shown_points(fig, text) < LEAST - .01}
 
 
-def test_every_function_that_draws_is_looked_at(files):
-    assert set(figures(files)) == drawing_functions()
+def test_every_function_that_draws_is_looked_at(figures):
+    assert set(figures) == drawing_functions()
 
 
 @pytest.mark.parametrize("name", sorted(drawing_functions()))
-def test_no_text_is_too_small(name, files):
-    for fig in figures(files)[name]():
+def test_no_text_is_too_small(name, figures):
+    for fig in figures[name]():
         assert texts(fig) or name == "show_images"
         assert too_small(fig) == {}
         assert fig.bbox.width <= 1.1 * PAGE

@@ -118,7 +118,7 @@ def problems(root=ROOT):
         if i is not None and nb.cells[i].metadata != FOLDED:
             found.append(f"{name}: its first code cell isn't folded: "
                          "python tools/first_cells.py --write")
-        if name.startswith("nbs/lessons/01"):
+        if name.startswith("nbs/lessons/01_"):
             index = nbformat.read(root / "nbs/index.ipynb", 4)
             badges = cells(root, name)[0]
             if not any(badges in cell.source for cell in index.cells):

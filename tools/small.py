@@ -39,11 +39,16 @@ TABLE = {
     "02b_squares": [
         ("files = image_files(pets.path)", "files = image_files(pets.path)[::5]"),
         ("some = files[::2]", "some = files"),
+        ("size=96, valid_pct=.75", "size=64, valid_pct=.5"),
+        ("copies=4 if augment", "copies=1 if augment"),
         ("splits = range(4)", "splits = range(2)"),
         ('"rotate 180": only(max_rotate=180), "min_scale 0.5": only(min_scale=.5),', ""),
         ('"min_scale 0.05": only(min_scale=.05), ', ""),
     ],
     "03_mistakes": [
+        ("animals.table.copy()", "animals.table[::8].copy()"),
+        ("size=256, valid_pct=.5)\nbetter", "size=64, valid_pct=.5)\nbetter"),
+        ("size=256, valid_pct=.5, open_with", "size=64, valid_pct=.5, open_with"),
     ],
     "04_own_data": [
         ("phone.photos(n=60)", "phone.photos(n=20)"),
@@ -62,7 +67,7 @@ TABLE = {
         ("threshold_for(said, error=.05, cautious=True)", "threshold_for(said, error=.4)"),
     ],
     "05b_other_answers": [
-        ("pets_together(n=480)", "pets_together(n=120, size=64)"),
+        ("pets_together(n=480)", "pets_together(n=96, size=64)"),
         ("for seed in range(3)]", "for seed in [0] * 3]"),
     ],
     "06_from_scratch": [

@@ -107,7 +107,7 @@ def _check_conv_weights(answer):
         2432: "That is with a bias for each filter. This layer has none.",
         864: "That is for filters of 3 × 3. Here they are 5 × 5.",
         480: "A filter of 5 × 5 has 25 places, and not 5.",
-        96: "A filter has one weight for each of its 25 places in each channel, and not one in all.",
+        96: "A filter has a weight for each of its 25 places in each channel, not one in all.",
     }
     return known_mistake(count, mistakes, 1e-4) or (
         "Filters times channels times the places of a filter; "

@@ -72,7 +72,8 @@ _all_ = [
     "ThresholdCurve", "loss_limits", "measured_metrics", "plot_training", "ChartAxis", "ChartLine",
     "line_chart", "log_ticks", "nice_ticks", "rate_text", "answer_text", "is_unsure",
     "plot_prediction", "top_classes", "plot_runs", "spread_dots", "plot_numbers",
-    "as_input", "imagenet_answers", "imagenet_classes", "imagenet_network", "InsideView", "look_inside",
-    "PixelPage", "plot_heads", "plot_network", "plot_units", "plot_filter", "plot_maps", "plot_pooling", "pool_map",
+    "as_input", "imagenet_answers", "imagenet_classes", "imagenet_network",
+    "InsideView", "look_inside", "PixelPage", "plot_heads", "plot_network", "plot_units",
+    "plot_filter", "plot_maps", "plot_pooling", "pool_map",
     "slide_filter",
 ]

@@ -235,7 +235,8 @@ def _draw_loss(page: PixelPage, words: str, frozen: bool):
     page.arrow((column, 308), (column, 194), **(still if frozen else dict(color=_BODY)))
     page.arrow((column, 387), (column, 322), (_RIGHT - 12, 322), color=_HEAD)
     page.text(column + 12, 300, "Update", ha="left", weight="bold")
-    page.text(column + 12, 342, "Each weight moves\na little, so that the\nloss falls.", 12.5, ha="left")
+    page.text(column + 12, 342, "Each weight moves\na little, so that the\nloss falls.", 12.5,
+              ha="left")
     body = "The body is frozen:\nit stays as it is." if frozen else "The body learns, too."
     page.text(column + 12, 240, body, 12.5, ha="left", color=_GRAY)
 
@@ -327,8 +328,8 @@ def plot_heads(
         _draw_bars(page, 262, y + 18, old, 70, _GRAY)
         _draw_bars(page, 530, y + 18, top, 70, _HEAD)
         label = "" if found[i][1] is None else f"{task.text(found[i][1])}: "
-        words.append(f"{label}the old head says {old[0][0]} {format_probability(old[0][1])}, the new "
-                     f"one {top[0][0]} {format_probability(top[0][1])}")
+        says = [f"{names[0][0]} {format_probability(names[0][1])}" for names in (old, top)]
+        words.append(f"{label}the old head says {says[0]}, the new one {says[1]}")
     page.fig.alt = "Images with the answers of two heads. " + "; ".join(words)
     return page.fig
 

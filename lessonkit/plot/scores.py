@@ -227,7 +227,7 @@ def _call_out(ax, cells: MatrixCells, found: Sequence[tuple[int, int]], cell: fl
 # %% ../../nbs/plot/04_scores.ipynb #fa35e192
 def _new_matrix_axes(cells: MatrixCells, figsize: tuple | None, dpi: float):
     n = len(cells.counts)
-    inches = .6 if n < 8 else .42 if n < 20 else .24  # a cell
+    inches = .6 if n < 8 else .36 if n < 20 else .24  # a cell
     side = min(5.9, max(2.2, inches * n))
     room = .085 * min(max(map(len, cells.row_names)), 24) + .6  # for the names
     return new_figure(figsize or (side + room, side + room), dpi=dpi).add_subplot()

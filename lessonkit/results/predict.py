@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['preds_from_logits', 'NoneReadable', 'outputs_and_failures', 'predict_set', 'warn_of_failed', 'named_loader',
            'PredictionCache', 'Prediction', 'is_single_image', 'is_table', 'require_images', 'predict_one',
-           'images_to_predict', 'predict_files']
+           'images_to_predict', 'predict_files', 'predict_features']
 
 # %% ../../nbs/results/01_predict.ipynb #38b78f6b
 import os
@@ -25,9 +25,10 @@ from ..core.task import Task
 from ..data.image_data import ImageData
 from ..data.images import describe_unreadable
 from ..data.loader import Loader
+from ..model.classifier import Classifier
 from .preds import Preds
 from ..train.engine import Engine, model_outputs
-from ..train.features import tensor_versions
+from ..train.features import body_features, tensor_versions
 
 # %% ../../nbs/results/01_predict.ipynb #784397d8
 def preds_from_logits(
@@ -275,3 +276,17 @@ def predict_files(
     preds = predict_set(model, loader, engine, task)
     warn_of_failed(preds)
     return preds
+
+# %% ../../nbs/results/01_predict.ipynb #e4659622
+def predict_features(
+    model: Classifier, # its head is not used
+    which: str | Iterable, # "valid", "train" or "test", or images as for `images_to_predict`
+    data: ImageData, # which has the sets; new images are prepared as its validation images are
+    engine: Engine, # device and precision
+) -> Tensor: # (n,f) float32, on the CPU, in the order of the images
+    "What the body computes of a set, or of new images. Raises `ImageReadError`, or `ValueError`."
+    if isinstance(which, str): return body_features(model, named_loader(data, which), engine).float()
+    require_images(data.valid, "predict_features")
+    items = images_to_predict(which)
+    loader = Loader(**data.valid.settings(paths=items, targets=None, cache=None))
+    return body_features(model, loader, engine).float()

@@ -76,8 +76,9 @@ def _smallest_square(influence: Tensor, share: float) -> int: # side
     places = torch.arange(len(rows), dtype=rows.dtype)
     row, column = (round(float(places @ part / total)) for part in (rows, columns))
     for half in range(len(rows)):
-        square = influence[max(0, row - half):row + half + 1, max(0, column - half):column + half + 1]
-        if square.sum() >= share * total: return min(2 * half + 1, len(rows))
+        inside = (places - row).abs() <= half, (places - column).abs() <= half
+        if influence[inside[0]][:, inside[1]].sum() < share * total: continue
+        return min(2 * half + 1, len(rows))
     return len(rows)
 
 # %% ../../nbs/results/10_units.ipynb #5b20a0de
@@ -157,8 +158,8 @@ def _waves_to_images(
 def _shaken(images: Tensor, rng: torch.Generator) -> Tensor:
     "The same images, shifted, turned and zoomed a little, all in the same way."
     angle, zoom, x, y = ((torch.rand(4, generator=rng) - .5) * .2).tolist()
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle), x], [math.sin(angle), math.cos(angle), y]])
-    turn[:, :2] *= 1 + zoom
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = (1 + zoom) * torch.tensor([[cos, -sin, x], [sin, cos, y]])
     grid = F.affine_grid(turn.expand(len(images), 2, 3), images.shape, align_corners=False)
     return F.grid_sample(images, grid.to(images.device), padding_mode="reflection",
                          align_corners=False)
@@ -172,7 +173,7 @@ def made_for_units(
     steps: int = 128, # of gradient ascent
     seed: int = 0, # of the noise at the start
 ) -> Tensor: # (n,3,size,size) float in [0,1], on the CPU
-    "An image for each of some maps, made from noise so that the map's mean gets as large as it can."
+    "An image for each of some maps, made from noise so that the map's mean becomes large."
     rng, device = seeded_rng(seed, "made for units"), next(model.parameters()).device
     rows = torch.arange(len(channels))
     with entered(evaluating(model), torch.inference_mode(False), torch.enable_grad()):

@@ -16,12 +16,12 @@ from ...plot.figures import NotebookFigure
 # %% ../../../nbs/dialects/fastai2/01_figures.ipynb #8b1d5ae0
 def pyplot_figure(
     figsize: tuple[float, float] | None = None, # inches; None: (6, 3.5)
-    dpi: float | None = None, # dots per inch; None: 60
+    dpi: float | None = None, # dots per inch; None: 96
     **options: Any, # of matplotlib's figure
 ) -> NotebookFigure:
     "A new figure of pyplot that describes itself in words."
     options = dict(layout="constrained") | options
-    return plt.figure(FigureClass=NotebookFigure, figsize=figsize or (6, 3.5), dpi=dpi or 60,
+    return plt.figure(FigureClass=NotebookFigure, figsize=figsize or (6, 3.5), dpi=dpi or 96,
                       **options)
 
 def current_axes(
