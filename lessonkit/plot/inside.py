@@ -192,17 +192,23 @@ def _draw_features(page: PixelPage, view: InsideView):
     rows = view.features.view(8 if nf % 8 == 0 else 1, -1)
     page.pixels(_MIDDLE, 220, _RIGHT - 15 - _MIDDLE, 30, rows.numpy(), cmap="viridis")
     page.text(_LEFT / 2, 222, f"{nf:,} features", weight="bold")
-    pooled = {1: "the mean\nof each map", 2: "largest and mean\nof each map"}
-    maps = len(view.maps[-1]) if view.maps else 0
-    page.text(_LEFT / 2, 251, pooled.get(nf / max(1, maps), ""), 12.5)
+    page.text(_LEFT / 2, 251, _pooling_words(view), 12.5)
     page.arrow((_CENTER, 254), (_CENTER, 282))
+
+def _pooling_words(view: InsideView) -> str: # empty if the features come about in another way
+    "How the features come from the last maps."
+    means = view.maps[-1].mean((1, 2)) if view.maps else torch.zeros(0)
+    n, nf = len(means), len(view.features)
+    if nf not in (n, 2 * n) or not torch.allclose(view.features[-n:], means, atol=1e-3): return ""
+    return "the mean\nof each map" if nf == n else "largest and mean\nof each map"
 
 def _draw_head(page: PixelPage, model: Classifier, nf: int, n: int):
     "A box for the head; and a gray one for the head it replaces, if that is known."
     count, new = sum(p.numel() for p in model.head.parameters()), ", new" * bool(model.weights)
     page.box(_MIDDLE, 284, _RIGHT - 15 - _MIDDLE, 72, _HEAD)
     page.text(_CENTER, 308, f"Head: {count:,} weights{new}", weight="bold")
-    page.text(_CENTER, 332, f"{n:,} answers, each from all {nf:,} features", 12.5)
+    words = f"{n:,} answers, each from all {nf:,} features"
+    page.text(_CENTER, 332, f"1 answer from all {nf:,} features" if n == 1 else words, 12.5)
     page.arrow((_CENTER, 358), (_CENTER, 384))
     if "imagenet" not in model.weights.lower(): return
     page.box(4, 284, _LEFT - 8, 72, _GRAY, linestyle="--", facecolor="none")
@@ -217,13 +223,15 @@ def _draw_bars(page: PixelPage, start: float, y: float, top: list[tuple[str, flo
         page.bar(start, y - 7 + 20 * i, max(1, full * p), 14, color=color)
         page.text(start + full * p + 6, y + 20 * i, format_probability(p), 12.5, ha="left")
 
-def _draw_answers(page: PixelPage, top: list[tuple[str, float]], n: int):
+def _draw_answers(page: PixelPage, top: list[tuple[str, float]], n: int, numbers: str):
+    "The most probable classes; or the numbers, where there are no classes."
     start, y = _MIDDLE + 145, 402
     _draw_bars(page, start, y, top, 110, _HEAD)
-    if n > len(top):
-        more = f"and {n - len(top):,} more" if top else f"{n:,} numbers"
-        page.text(start - 8, y + 20 * len(top), more, 12.5, ha="right", color=_GRAY)
-    page.text(_LEFT / 2, 435, f"{n:,} answers", weight="bold")
+    if not top: page.text(_CENTER, 435, shorten(numbers, 30))
+    elif n > len(top):
+        page.text(start - 8, y + 20 * len(top), f"and {n - len(top):,} more", 12.5, ha="right",
+                  color=_GRAY)
+    page.text(_LEFT / 2, 435, f"{n:,} answer{'s' * (n > 1)}", weight="bold")
     page.arrow((_RIGHT - 50, 436), (_RIGHT - 4, 436))
 
 def _draw_loss(page: PixelPage, words: str, frozen: bool):
@@ -276,7 +284,7 @@ def plot_network(
     _draw_body(page, view.maps, heading)
     _draw_features(page, view)
     _draw_head(page, model, nf, n)
-    _draw_answers(page, top, n)
+    _draw_answers(page, top, n, task.text(view.logits) if task.kind == "number" else "")
     _draw_loss(page, words, frozen)
     stages = ", ".join(f"{len(m):,} of {m.shape[1]} × {m.shape[2]}" for m in view.maps)
     answers = ", ".join(f"{name} {format_probability(p)}" for name, p in top)

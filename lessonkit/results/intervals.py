@@ -158,9 +158,9 @@ def describe_effect(
 @dataclass(frozen=True, repr=False)
 class MeanInterval:
     "The mean of one number over several runs, with its confidence interval."
-    mean: float
-    low: float
-    high: float
+    mean: float # such as a mean error rate, 0 to 1, or a mean difference
+    low: float # lower end of the interval
+    high: float # upper end
     sd: float # standard deviation of a single run
     values: tuple[float, ...] # of each run
     level: float = .95 # how often such an interval holds the true mean

@@ -285,8 +285,9 @@ def predict_features(
     engine: Engine, # device and precision
 ) -> Tensor: # (n,f) float32, on the CPU, in the order of the images
     "What the body computes of a set, or of new images. Raises `ImageReadError`, or `ValueError`."
-    if isinstance(which, str): return body_features(model, named_loader(data, which), engine).float()
-    require_images(data.valid, "predict_features")
-    items = images_to_predict(which)
-    loader = Loader(**data.valid.settings(paths=items, targets=None, cache=None))
+    if isinstance(which, str): loader = named_loader(data, which)
+    else:
+        require_images(data.valid, "predict_features")
+        items = images_to_predict(which)
+        loader = Loader(**data.valid.settings(paths=items, targets=None, cache=None))
     return body_features(model, loader, engine).float()
