@@ -34,7 +34,7 @@ TABLE = {
         ("num_it=30", "num_it=8"),
         ("world.fit(2, rate, cycle_len=1)", "world.fit(1, rate, cycle_len=1)"),
         ("world.fit(3, list", "world.fit(2, list"),
-        ("n=720", "n=48"),
+        ("n=1200, seed=2", "n=48, seed=2"),
     ],
     "02b_squares": [
         ("files = image_files(pets.path)", "files = image_files(pets.path)[::5]"),
