@@ -8,7 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-import checks, first_cells, keep_outputs, links, pages, readme, run_lesson
+import checks, first_cells, keep_outputs, links, pages, readme, run_lesson, small
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -585,6 +585,23 @@ def test_an_executed_lesson_shows_the_pictures_of_widgets(tmp_path):
     shown = nbformat.read(tmp_path / "out/01_x.ipynb", 4).cells[0].outputs[0].data
     assert shown == {"text/html": "<b>a picture</b>"}
     assert "<b>a picture</b>" in (tmp_path / "out/01_x.html").read_text()
+
+
+def test_a_lesson_runs_on_little_data_and_its_outputs_are_not_kept(tmp_path, monkeypatch):
+    lesson = notebook(tmp_path / "nbs/lessons/01_x.ipynb", "print(sum(range(100)))")
+    monkeypatch.setitem(small.TABLE, "01_x", [("range(100)", "range(3)")])
+    before = lesson.read_bytes()
+    for in_small, printed in ((True, "3"), (False, "4950")):
+        run_lesson.execute(lesson, tmp_path / "out", in_small=in_small)
+        nb = nbformat.read(tmp_path / "out/01_x.ipynb", 4)
+        assert nb.cells[0].outputs[0].text.strip() == printed
+        assert ("on little data" in nb.cells[-1].source) == in_small
+        assert lesson.read_bytes() == before
+        if in_small:
+            with pytest.raises(SystemExit, match="on little data: run it whole"):
+                keep_outputs.keep(tmp_path / "out/01_x.ipynb", tmp_path)
+    keep_outputs.keep(tmp_path / "out/01_x.ipynb", tmp_path)
+    assert "4950" in lesson.read_text()
 
 
 def test_run_lesson_stops_at_an_error(tmp_path):

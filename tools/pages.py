@@ -39,7 +39,8 @@ main { max-width: 64rem; margin: 0 auto; }
   body.jp-Notebook { padding: 0; }
   main { max-width: none; }
   .jp-InputPrompt, .jp-OutputPrompt, .anchor-link { display: none !important; }
-  .jp-Cell { padding: 2px 0; }
+  .jp-Cell { padding: 3px 0; }
+  .jp-Cell-outputWrapper { margin-bottom: 8px; }
   .jp-OutputArea, .jp-OutputArea-child, .jp-OutputArea-output, .jp-InputArea,
   .jp-InputArea-editor, .jp-RenderedHTMLCommon { display: block; overflow: visible !important;
     max-width: 100%; max-height: none !important; }
@@ -54,7 +55,10 @@ main { max-width: 64rem; margin: 0 auto; }
   details::details-content { content-visibility: visible; display: block; height: auto; }
 }
 """
-FUNCTION = re.compile(r"(<mi>(?:log|ln|exp|max|min|sin|cos)</mi>)(?!<mo[^>]*>&#x00028;)")
+NAME = r"<mi>(?:log|ln|exp|max|min|sin|cos)</mi>"
+BEFORE_NAME = re.compile(rf"(?<=</mi>)(?={NAME})|(?<=&#x00029;</mo>)(?={NAME})")
+AFTER_NAME = re.compile(rf"({NAME})(?!<mo[^>]*>&#x00028;|<mspace)")
+SPACE = '<mspace width=".17em"/>'
 
 
 def formula(latex, display):
@@ -62,7 +66,8 @@ def formula(latex, display):
     try: drawn = convert(latex.strip(), display=display)
     except Exception:   # the parser raises many kinds of errors
         return f"<code>{escape(latex)}</code>"
-    return FUNCTION.sub(r'\1<mspace width=".17em"/>', drawn)   # log p, and not logp
+    drawn = BEFORE_NAME.sub(SPACE, drawn)   # y log p, and not ylogp
+    return AFTER_NAME.sub(rf"\1{SPACE}", drawn)
 
 
 class Renderer(IPythonRenderer):
