@@ -108,7 +108,7 @@ def test_results(note):
     shown = note["shown"][0]
     assert_equal(len(shown.axes), 4)   # all there are
     titles = [ax.get_title() for ax in shown.axes]
-    for title in titles: assert_in("actual: ", title)
+    for title in titles: assert_in("actual:", title)
     run("""interp = ClassificationInterpretation.from_learner(learn)
 interp.plot_confusion_matrix(figsize=(12,12), dpi=60)""", note)
     ax = plt.gca()

@@ -11,7 +11,8 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "tools/prose_numbers.csv"
-NUMBER = re.compile(r"(?<![\w.,/-])(\d[\d,]*(?:\.\d+)?|\.\d+)(e-?\d+)?(\s?%|\s(?:percent|points?)\b)?")
+NUMBER = re.compile(
+    r"(?<![\w.,/-])(\d[\d,]*(?:\.\d+)?|\.\d+)(e-?\d+)?(\s?%|\s(?:percent|points?)\b)?")
 # Code, formulas, addresses, and what HTML elements are called and how they look
 NOT_PROSE = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<[^>]+>|https?://\S+", re.S)
