@@ -20,6 +20,48 @@ MUTATIONS = [
      "float(epochs) * (1 / ends[-1])",
      ["tests/test_schedule.py::test_every_cycle_begins_at_its_peak_at_any_number_of_steps"]),
 
+    ("a tilt bends the other way",
+     "data/geometry",
+     "cross(bend, bottom) / area",
+     "cross(bottom, bend) / area",
+     ["tests/test_augment.py::test_tilt_is_torchvisions"]),
+
+    ("drawing the light wakes torch's threads",
+     "data/augment",
+     "(share / (1 - share)).log()",
+     "share.logit()",
+     ["tests/test_augment.py::test_drawing_a_batch_wakes_no_threads_of_torch"]),
+
+    ("the spread of runs is that of a whole population",
+     "results/intervals",
+     "float(np.std(values, ddof=1))",
+     "float(np.std(values))",
+     ["tests/test_notebooks.py::test_module[results/04_intervals.ipynb]"]),
+
+    ("a verdict on what may well be luck",
+     "results/intervals",
+     "if self.p >= .05: return",
+     "if self.p >= .5: return",
+     ["tests/test_notebooks.py::test_module[results/04_intervals.ipynb]"]),
+
+    ("every month has animals of the whole year",
+     "data/shelter",
+     "month = 1 + i * 12 // animals",
+     "month = 1 + i % 12",
+     ["tests/test_notebooks.py::test_module[data/31_shelter.ipynb]"]),
+
+    ("a filter is turned around before it slides",
+     "plot/filters",
+     "windows[::stride, ::stride], weights)",
+     "windows[::stride, ::stride], weights[::-1, ::-1])",
+     ["tests/test_notebooks.py::test_module[plot/09_filters.ipynb]"]),
+
+    ("rows and columns of a map are exchanged",
+     "results/units",
+     "at // width, at % width",
+     "at % width, at // width",
+     ["tests/test_notebooks.py::test_module[results/10_units.ipynb]"]),
+
     ("the finder leaves gradients behind",
      "train/lr_finder",
      "p.grad, p.requires_grad = grad, trains",

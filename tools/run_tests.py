@@ -2,7 +2,8 @@
 
 quick    the kit as it is in this environment (editable): properties, checks, changed notebooks
 test     what gates: against the wheel, with coverage, and small samples of the long tests
-nightly  all of it: every notebook both ways, lessons whole, every mutation, kill and example
+nightly  all of it: every notebook both ways, lessons whole, every mutation, kill and example;
+         without a GPU, tests of one are rehearsed on the CPU
 
 With arguments for pytest, a part of the tier runs, in one process and without coverage.
 
@@ -60,6 +61,8 @@ def report(python, env):
 def main(tier, *args):
     out = ROOT / "out" / tier
     env, python = environment(tier, out), sys.executable
+    if tier == "nightly" and not shutil.which("nvidia-smi"):
+        env.setdefault("LESSONKIT_TEST_DEVICE", "cpu")   # tests/test_gpu.py
     if tier != "quick":
         python, more = measured(out)
         env |= more
