@@ -2,7 +2,7 @@
 
 `python tools/pages.py out/01_pets.ipynb` writes the page beside the notebook again.
 """
-import re, sys
+import functools, re, sys
 from configparser import ConfigParser
 from html import escape
 from pathlib import Path
@@ -120,6 +120,14 @@ def describe_pictures(nb):
     return nb
 
 
+@functools.cache
+def branch():
+    "Where the repository's files are on the web."
+    settings = ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    return "{git_url}/blob/{branch}".format(**settings["DEFAULT"])
+
+
 def link_target(target, path):
     "Where a link of the notebook at `path` leads to from its page: to a page, or the repository."
     name, _, anchor = target.partition("#")
@@ -128,10 +136,7 @@ def link_target(target, path):
     if file.parent == path.resolve().parent and file.suffix == ".ipynb":
         return Path(name).with_suffix(".html").as_posix() + (f"#{anchor}" if anchor else "")
     if not file.is_relative_to(ROOT): return target
-    settings = ConfigParser()
-    settings.read(ROOT / "settings.ini")
-    branch = "{git_url}/blob/{branch}".format(**settings["DEFAULT"])
-    return f"{branch}/{file.relative_to(ROOT).as_posix()}" + (f"#{anchor}" if anchor else "")
+    return f"{branch()}/{file.relative_to(ROOT).as_posix()}" + (f"#{anchor}" if anchor else "")
 
 
 def as_page(nb, path=None):

@@ -9,6 +9,7 @@ __all__ = []
 import numpy as np
 
 from .exercises import all_close, exercise, is_close, known_mistake, read_numbers
+from ..plot.filters import slide_filter
 
 # %% ../../nbs/course/01b_lesson_1b.ipynb #1b0e0006
 @exercise("one-sum", lesson=1)
@@ -142,17 +143,13 @@ def _check_level_lines(answer):
     level[3], upright[:, 3] = 5, 5
     scale = 1e-6 * np.abs(weights).max()
     if not scale: return "A filter of zeros finds nothing anywhere."
-    if np.abs(_slide(even, weights)).max() > 100 * scale:
+    if np.abs(slide_filter(even, weights)).max() > 100 * scale:
         total = weights.sum()
         return f"On an even picture it doesn't give 0: its weights add up to {total:g}."
-    found = _slide(level, weights)
+    found = slide_filter(level, weights)
     if found[2].max() <= 100 * scale: return "On a bright level line it gives nothing positive."
     if found[2].min() < found.max() - 100 * scale:
         return ("On a level line it does answer, but more beside the line than on it. Which row "
                 "should count most?")
-    if np.abs(_slide(upright, weights)).max() > 100 * scale:
+    if np.abs(slide_filter(upright, weights)).max() > 100 * scale:
         return "It also answers along upright lines. What does each of its columns add up to?"
-
-def _slide(pixels, weights):
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, weights.shape)
-    return (windows * weights).sum((2, 3))

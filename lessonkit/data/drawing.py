@@ -40,6 +40,16 @@ def _random_sun(rng):
     sun = np.array([rng.uniform(-1, 1), rng.uniform(-1, -.3), rng.uniform(.5, 1.1)])
     return np.float32(sun / np.linalg.norm(sun))
 
+def _paste_animal(image, portrait, points, lit, sun, rng):
+    "Put a lit animal and its shadow into a picture; returns how much it covers, (h, w) in [0,1]."
+    image *= 1 - .7 * ground_shadow(portrait, sun)
+    at = points.rows, points.columns
+    image[at] += points.coverage[:, None] * (lit - image[at])
+    if portrait.is_cat: draw_whiskers(image, portrait, rng)
+    covered = np.zeros(image.shape[:2], np.float32)
+    covered[at] = points.coverage
+    return covered
+
 # %% ../../nbs/data/22_drawing.ipynb #2d08f13b
 def draw_pet_and_mask(
     breed: str, # a name in `BREEDS`
@@ -61,12 +71,7 @@ def draw_pet_and_mask(
     horizon = portrait.floor - rng.uniform(.1, 1.2) * portrait.scale
     horizon = min(horizon, portrait.height * .95)
     image = backdrop(portrait.width, portrait.height, horizon, place or rng)
-    image *= 1 - .7 * ground_shadow(portrait, sun)
-    at = points.rows, points.columns
-    image[at] += points.coverage[:, None] * (lit - image[at])
-    mask = np.zeros(image.shape[:2], np.float32)
-    mask[at] = points.coverage
-    if portrait.is_cat: draw_whiskers(image, portrait, rng)
+    mask = _paste_animal(image, portrait, points, lit, sun, rng)
     if rng.random() < .25: mask *= 1 - cover_one_side(image, rng)[..., 0]
     if lamp is not None: image *= np.float32(lamp)
     return expose(image, rng), mask
@@ -108,13 +113,7 @@ def _paint_animal(image, portrait, sun, rng):
     rgb = coat_color(portrait, points, rng)
     eyes = paint_face(rgb, portrait, points, rng)
     lit = light_up(rgb, eyes, portrait, points, sun, rng)
-    image *= 1 - .7 * ground_shadow(portrait, sun)
-    at = points.rows, points.columns
-    image[at] += points.coverage[:, None] * (lit - image[at])
-    if portrait.is_cat: draw_whiskers(image, portrait, rng)
-    covered = np.zeros(image.shape[:2], np.float32)
-    covered[at] = points.coverage
-    return covered
+    return _paste_animal(image, portrait, points, lit, sun, rng)
 
 # %% ../../nbs/data/22_drawing.ipynb #e0806470
 _BALLS = "c23b30 2f6fb5 d9b32c 3f8f4e d8742a 8a4fa0".split() # colors

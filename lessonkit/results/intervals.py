@@ -27,14 +27,17 @@ def wilson_bounds(
     if impossible.any():
         raise ValueError("a share is k of n with 0 <= k <= n and n at least 1; "
                          f"got {k[impossible][0]} of {n[impossible][0]}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}")
+    _check_level(level)
     from scipy.special import ndtri
     p, z = k/n, ndtri(.5 + level/2)
     denominator = 2*(n + z**2)
     center = (2*n*p + z**2)/denominator
     half = z/denominator*np.sqrt(4*n*p*(1 - p) + z**2)
     return np.where(k == 0, 0., center - half), np.where(k == n, 1., center + half)
+
+def _check_level(level: float):
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}")
 
 # %% ../../nbs/results/04_intervals.ipynb #a1000004
 @dataclass(frozen=True, repr=False)
@@ -180,8 +183,7 @@ def mean_interval(
     values = tuple(float(v) for v in values)
     n = len(values)
     if n < 2: raise ValueError(f"how far runs differ shows from two on; got {n}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}")
+    _check_level(level)
     from scipy.special import stdtrit
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(stdtrit(n - 1, .5 + level/2)) * sd / n**.5
