@@ -9,14 +9,15 @@ __all__ = ['escape_columns', 'write_csv', 'escape_name', 'find_class', 'plain_sc
            'as_path', 'cache_dir', 'CheckpointError', 'fingerprint', 'FORMAT', 'home_dir', 'load_tensors', 'locked',
            'plain_metadata', 'parse_safetensors', 'read_bytes', 'read_metadata', 'read_note', 'read_safetensors',
            'remove_leftovers', 'save_tensors', 'some_of', 'tensor_digest', 'unshared_tensors', 'warn_always',
-           'write_atomic', 'evaluating', 'FairLock', 'preserve_modes', 'seed_everything', 'seeded_rng', 'seeded_torch',
-           'torch_lock', 'activation', 'balanced_weights', 'flat_labels', 'is_missing', 'is_sequence', 'item_losses',
-           'label_kind', 'plain_labels', 'plain_value', 'Task', 'forwards_to', 'parameter_comments', 'takes_options_of',
-           'in_notebook', 'in_terminal', 'ProgressLine', 'rewrite_line', 'time_left', 'call_for_each', 'serve',
-           'usable_cores', 'can_fork', 'portable_error', 'WorkerError', 'WorkerPool', 'Workers', 'Claim',
-           'check_choices', 'check_counts', 'did_you_mean', 'number', 'short_repr', 'switch', 'whole_number', 'entered',
-           'interrupt_flag', 'interruptible', 'restoring', 'result_of', 'run_in_threads', 'uninterrupted',
-           'function_name', 'check_loss', 'OwnLoss', 'sample_batch']
+           'write_atomic', 'evaluating', 'FairLock', 'keyed_rng', 'preserve_modes', 'seed_everything', 'seeded_rng',
+           'seeded_torch', 'torch_lock', 'activation', 'balanced_weights', 'flat_labels', 'is_missing', 'is_sequence',
+           'item_losses', 'label_kind', 'plain_labels', 'plain_value', 'Task', 'forwards_to', 'parameter_comments',
+           'takes_options_of', 'in_notebook', 'in_terminal', 'ProgressLine', 'rewrite_line', 'time_left',
+           'call_for_each', 'serve', 'usable_cores', 'can_fork', 'portable_error', 'WorkerError', 'WorkerPool',
+           'Workers', 'Claim', 'check_choices', 'check_counts', 'did_you_mean', 'number', 'short_repr', 'switch',
+           'whole_number', 'entered', 'interrupt_flag', 'interruptible', 'restoring', 'result_of', 'run_in_threads',
+           'uninterrupted', 'function_name', 'check_loss', 'OwnLoss', 'sample_batch', 'make_stamped', 'read_stamp',
+           'refuse_other_files', 'STAMP']
 
 # %% ../../nbs/core/99_core.ipynb #b1053cd4
 from lessonkit.core.names import (
@@ -34,7 +35,8 @@ from lessonkit.core.files import (
     unshared_tensors, warn_always, write_atomic,
 )
 from lessonkit.core.rng import (
-    evaluating, FairLock, preserve_modes, seed_everything, seeded_rng, seeded_torch, torch_lock,
+    evaluating, FairLock, keyed_rng, preserve_modes, seed_everything, seeded_rng, seeded_torch,
+    torch_lock,
 )
 from lessonkit.core.task import (
     activation, balanced_weights, flat_labels, is_missing, is_sequence, item_losses, label_kind,
@@ -56,6 +58,7 @@ from lessonkit.core.checks import (
     whole_number,
 )
 from .losses import check_loss, OwnLoss, sample_batch
+from .stamped import make_stamped, read_stamp, refuse_other_files, STAMP
 
 # %% ../../nbs/core/99_core.ipynb #9de8c6ba
 _all_ = [
@@ -68,7 +71,7 @@ _all_ = [
     "parse_safetensors", "read_bytes", "read_metadata", "read_note",
     "read_safetensors", "remove_leftovers",
     "save_tensors", "some_of", "tensor_digest", "unshared_tensors", "warn_always", "write_atomic",
-    "evaluating", "FairLock", "preserve_modes",
+    "evaluating", "FairLock", "keyed_rng", "preserve_modes",
     "seed_everything", "seeded_rng", "seeded_torch", "torch_lock", "activation",
     "balanced_weights", "flat_labels", "is_missing", "is_sequence", "item_losses", "label_kind",
     "plain_labels", "plain_value", "Task", "forwards_to", "parameter_comments", "takes_options_of",
@@ -77,5 +80,5 @@ _all_ = [
     "Claim", "check_choices", "check_counts", "did_you_mean", "number",
     "short_repr", "switch", "whole_number", "entered", "interrupt_flag", "interruptible",
     "restoring", "result_of", "run_in_threads", "uninterrupted", "function_name", "check_loss",
-    "OwnLoss", "sample_batch",
+    "OwnLoss", "sample_batch", "make_stamped", "read_stamp", "refuse_other_files", "STAMP",
 ]

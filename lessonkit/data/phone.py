@@ -8,12 +8,6 @@ __all__ = ['photos', 'truth']
 # %% ../../nbs/data/26_phone.ipynb #abbe5bb3
 import csv
 import io
-import json
-import os
-import shutil
-import tempfile
-import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from ..core.checks import whole_number
-from ..core.files import as_path, cache_dir, read_note, some_of, warn_always
-from ..core.interrupts import restoring
+from ..core.files import as_path, cache_dir, warn_always
 from ..core.processes import call_for_each
 from ..core.progress import ProgressLine
+from ..core.rng import keyed_rng
+from ..core.stamped import make_stamped, read_stamp, refuse_other_files
 from .breeds import BREEDS
 from .drawing import draw_pet
 from .trail import draw_scene, take_photo, THINGS
@@ -41,11 +36,6 @@ class _Photo:
     shot: int # which of the burst; a copy has the number of its original
     time: str # when it was taken, in ISO format
     form: str # "turned" (by EXIF), "plain", or "copy" (sent by a messenger: smaller, no EXIF)
-
-def _keyed_rng(*key):
-    "A generator that depends on the words and numbers of the key."
-    numbers = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in key]
-    return np.random.default_rng(numbers)
 
 # %% ../../nbs/data/26_phone.ipynb #fccef2ab
 def _burst_sizes(n, rng):
@@ -90,7 +80,7 @@ def _free_name(style, time, taken, rng):
 # %% ../../nbs/data/26_phone.ipynb #df4c730d
 def _plan_class(label, n, seed, first_scene):
     "The photos in the folder of one class."
-    rng = _keyed_rng(seed, label, "plan")
+    rng = keyed_rng(seed, label, "plan")
     sizes = _burst_sizes(n, rng)
     wrong = _wrong_things(label, sizes, n, rng)
     time, taken, photos = datetime(2026, 6, 14, 8, 30), set(), []
@@ -117,7 +107,7 @@ def _plan(n, seed):
     "All photos of a set."
     photos = []
     for label in THINGS: photos += _plan_class(label, n, seed, len(photos))
-    rng, taken, time = _keyed_rng(seed, "new"), set(), datetime(2026, 7, 5, 9, 10)
+    rng, taken, time = keyed_rng(seed, "new"), set(), datetime(2026, 7, 5, 9, 10)
     new = rng.permutation([thing for thing in THINGS for _ in range(n // 5)]).tolist()
     breeds = rng.permutation(list(BREEDS)).tolist()
     other = ["nothing"] * 5 + breeds[:5] + ["pocket"] * 2
@@ -158,13 +148,13 @@ def _draw_burst(item):
     folder, seed, size, photos = item
     photos = [_Photo(*values) for values in photos]
     scene, shows = photos[0].scene, photos[0].shows
-    rng = _keyed_rng(seed, shows, scene)
+    rng = keyed_rng(seed, shows, scene)
     if shows == "pocket": shots = {0: _pocket(rng, size)}
     elif shows in BREEDS: shots = {0: draw_pet(shows, rng, size * 3 // 4)}
     else:
         drawn = draw_scene(shows, rng, size)
         numbers = {photo.shot for photo in photos}
-        shots = {k: take_photo(drawn, _keyed_rng(seed, shows, scene, k)) for k in numbers}
+        shots = {k: take_photo(drawn, keyed_rng(seed, shows, scene, k)) for k in numbers}
     for photo in photos:
         Path(folder, photo.file).write_bytes(_photo_bytes(shots[photo.shot].copy(), photo))
     return len(photos)
@@ -197,31 +187,19 @@ def _write_truth(folder, photos):
 
 # %% ../../nbs/data/26_phone.ipynb #2b5e1b3f
 _VERSION = 1 # of the drawing; raise it when the photos change
-_STAMP = "drawn.json"
-
-def _read_stamp(folder): return read_note(folder / _STAMP)
 
 def _draw(folder, photos, settings, show):
     items = _items(folder, photos, settings["seed"], settings["size"])
     with ProgressLine("drawing photos, this once", len(items), show) as line:
         call_for_each(_draw_burst, items, progress=line.update)
 
-def _draw_set(place, photos, settings, show):
-    "Draw a whole set and put it in its place, unless another process was quicker."
-    place.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
-    with restoring(lambda: shutil.rmtree(new, ignore_errors=True)):
-        for folder in {str(Path(photo.file).parent) for photo in photos}:
-            (new / folder).mkdir(parents=True, exist_ok=True)
-        _draw(new, photos, settings, show)
-        _add_odd_files(new, photos)
-        _write_truth(new, photos)
-        (new / _STAMP).write_text(json.dumps(settings), "utf-8")
-        new.chmod(0o755)
-        with suppress(OSError): place.rmdir() # an empty one
-        try: new.rename(place)
-        except OSError:
-            if _read_stamp(place) != settings: raise
+def _draw_set(folder, photos, settings, show):
+    "Draw a whole set into a folder."
+    for part in {str(Path(photo.file).parent) for photo in photos}:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    _draw(folder, photos, settings, show)
+    _add_odd_files(folder, photos)
+    _write_truth(folder, photos)
 
 def _complete(place, photos, settings, show):
     "Draw again what is missing from a set, or is empty."
@@ -254,11 +232,11 @@ def photos(
     name = "-".join(["phone", *map(str, settings.values())])
     path = as_path(path) if path is not None else cache_dir() / name
     place, planned = path.resolve(), _plan(n, seed)
-    if _read_stamp(place) == settings: _complete(place, planned, settings, show)
-    elif place.is_dir() and (others := sorted(os.listdir(place))):
-        raise FileExistsError(f"{place} is not empty, and not a set of these photos: "
-                              f"{some_of(others)}. Nothing was touched: give another path")
-    else: _draw_set(place, planned, settings, show)
+    if read_stamp(place) == settings:
+        _complete(place, planned, settings, show)
+        return path
+    refuse_other_files(place)
+    make_stamped(place, settings, lambda folder: _draw_set(folder, planned, settings, show))
     return path
 
 # %% ../../nbs/data/26_phone.ipynb #ceb9bcfa

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -26,21 +25,17 @@ from ..core.files import as_path, cache_dir, read_note, some_of, warn_always
 from ..core.interrupts import restoring, uninterrupted
 from ..core.processes import call_for_each
 from ..core.progress import ProgressLine
+from ..core.rng import keyed_rng
 from .breeds import BREEDS, CATS
 from .drawing import draw_pet, draw_pet_and_mask, draw_pets
 
 # %% ../../nbs/data/23_sample.ipynb #2610cccb
 _WRONG_EVERY = 20 # one wrong label in every so many pictures of a breed
 
-def _keyed_rng(*key):
-    "A generator that depends on the words and numbers of the key."
-    numbers = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in key]
-    return np.random.default_rng(numbers)
-
 def _drawn_breed(label, k, seed):
     "The breed that picture `k` (from 1) of `label` really shows."
     group, place = divmod(k - 1, _WRONG_EVERY)
-    rng = _keyed_rng(seed, label, "wrong", group)
+    rng = keyed_rng(seed, label, "wrong", group)
     if place != rng.integers(_WRONG_EVERY): return label
     is_cat = label in CATS
     def is_candidate(breed): return (breed in CATS) == is_cat or rng.random() < .1
@@ -56,7 +51,7 @@ def _encode(picture, format="jpeg", **options):
 def _draw_file(item):
     "Draw a picture into a file; its name, size and digest. An item: folder, label, k, seed, size."
     folder, label, k, seed, size = item
-    picture = draw_pet(_drawn_breed(label, k, seed), _keyed_rng(seed, label, k), size)
+    picture = draw_pet(_drawn_breed(label, k, seed), keyed_rng(seed, label, k), size)
     return _write_file(Path(folder) / f"{label}_{k}.jpg", _encode(picture, quality=88))
 
 def _write_file(path, content):
@@ -242,7 +237,7 @@ def animal_masks(
     with ProgressLine("drawing where the animals are", len(keys), show) as line:
         for label, k, seed, size in keys:
             breed = _drawn_breed(label, k, seed)
-            _, mask = draw_pet_and_mask(breed, _keyed_rng(seed, label, k), size)
+            _, mask = draw_pet_and_mask(breed, keyed_rng(seed, label, k), size)
             masks.append(mask > .5)
             line.update(len(masks))
     return masks
@@ -261,7 +256,7 @@ _TOGETHER_VERSION = "together 1" # of the drawing; raise it when the pictures ch
 def _draw_together(item):
     "Draw a picture into a file; its row of the table, and its name, size and digest."
     folder, k, seed, size = item
-    rng = _keyed_rng(seed, "together", k)
+    rng = keyed_rng(seed, "together", k)
     n = rng.choice(3, p=[.3, .35, .35])
     breeds = rng.choice(list(BREEDS), n, replace=False).tolist()
     ball = bool(rng.random() < .4)
@@ -376,7 +371,7 @@ def tiny(
     path, files = as_path(path), {}
     for i in range(n):
         label, k = classes[i % len(classes)], i // len(classes)
-        picture = _draw_shape(label, size, _keyed_rng(seed, label, k))
+        picture = _draw_shape(label, size, keyed_rng(seed, label, k))
         files[_tiny_name(layout, label, k, i)] = _encode(picture, quality=92)
     _add_files(path, files)
     return path
@@ -390,7 +385,7 @@ def odd_files(
     Raises a `FileExistsError`, before anything is written, if there are others of these names.
     """
     path = as_path(path)
-    picture = _draw_shape("circle", 48, _keyed_rng(0)).resize((64, 48))
+    picture = _draw_shape("circle", 48, keyed_rng(0)).resize((64, 48))
     whole = _encode(picture, quality=92)
     gray = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     turns = [picture.rotate(90 * k) for k in (1, 2)]

@@ -8,22 +8,17 @@ __all__ = ['photos', 'records']
 # %% ../../nbs/data/31_shelter.ipynb #5e170003
 import csv
 import io
-import json
-import os
-import shutil
-import tempfile
-import zlib
-from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from ..core.checks import whole_number
-from ..core.files import as_path, cache_dir, read_note, some_of
-from ..core.interrupts import restoring
+from ..core.files import as_path, cache_dir
 from ..core.processes import call_for_each
 from ..core.progress import ProgressLine
+from ..core.rng import keyed_rng
+from ..core.stamped import make_stamped, read_stamp, refuse_other_files
 from .breeds import BREEDS
 from .drawing import draw_pet
 
@@ -37,14 +32,9 @@ class _Photo:
     month: int # when it arrived, 1 to 12
     breed: str # a name in `BREEDS`
 
-def _keyed_rng(*key):
-    "A generator that depends on the words and numbers of the key."
-    numbers = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in key]
-    return np.random.default_rng(numbers)
-
 def _plan(animals, shots, seed):
     "All photos of a set: breeds in turn, each round in another order; as many animals each month."
-    rng, breeds, photos = _keyed_rng(seed, "plan"), [], []
+    rng, breeds, photos = keyed_rng(seed, "plan"), [], []
     while len(breeds) < animals: breeds += rng.permutation(list(BREEDS)).tolist()
     for i in range(animals):
         month = 1 + i * 12 // animals
@@ -64,8 +54,8 @@ def _draw_file(item):
     "Draw a photo into a file. An item: folder, seed, size, and the values of the photo."
     folder, seed, size, *values = item
     photo = _Photo(*values)
-    coat, place = (_keyed_rng(seed, what, photo.animal) for what in ("coat", "place"))
-    rng = _keyed_rng(seed, "shot", photo.animal, photo.shot)
+    coat, place = (keyed_rng(seed, what, photo.animal) for what in ("coat", "place"))
+    rng = keyed_rng(seed, "shot", photo.animal, photo.shot)
     picture = draw_pet(photo.breed, rng, size, coat, place, _light(photo.month))
     picture.save(Path(folder) / photo.file, quality=88)
 
@@ -82,23 +72,13 @@ def _write_table(folder, photos):
 
 # %% ../../nbs/data/31_shelter.ipynb #5e170012
 _VERSION = 1 # of the drawing; raise it when the photos change
-_STAMP = "drawn.json"
 
-def _draw_set(place, photos, settings, show):
-    "Draw a whole set and put it in its place, unless another process was quicker."
-    place.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
-    with restoring(lambda: shutil.rmtree(new, ignore_errors=True)):
-        items = [[str(new), settings["seed"], settings["size"], *astuple(p)] for p in photos]
-        with ProgressLine("drawing a shelter's photos, this once", len(items), show) as line:
-            call_for_each(_draw_file, items, progress=line.update)
-        _write_table(new, photos)
-        (new / _STAMP).write_text(json.dumps(settings), "utf-8")
-        new.chmod(0o755)
-        with suppress(OSError): place.rmdir() # an empty one
-        try: new.rename(place)
-        except OSError:
-            if read_note(place / _STAMP) != settings: raise
+def _draw_set(folder, photos, settings, show):
+    "Draw a whole set into a folder."
+    items = [[str(folder), settings["seed"], settings["size"], *astuple(p)] for p in photos]
+    with ProgressLine("drawing a shelter's photos, this once", len(items), show) as line:
+        call_for_each(_draw_file, items, progress=line.update)
+    _write_table(folder, photos)
 
 # %% ../../nbs/data/31_shelter.ipynb #5e170013
 def photos(
@@ -120,11 +100,10 @@ def photos(
     name = "-".join(["shelter", *map(str, settings.values())])
     path = as_path(path) if path is not None else cache_dir() / name
     place = path.resolve()
-    if read_note(place / _STAMP) == settings: return path
-    if place.is_dir() and (others := sorted(os.listdir(place))):
-        raise FileExistsError(f"{place} is not empty, and not a set of these photos: "
-                              f"{some_of(others)}. Nothing was touched: give another path")
-    _draw_set(place, _plan(animals, shots, seed), settings, show)
+    if read_stamp(place) == settings: return path
+    refuse_other_files(place)
+    planned = _plan(animals, shots, seed)
+    make_stamped(place, settings, lambda folder: _draw_set(folder, planned, settings, show))
     return path
 
 # %% ../../nbs/data/31_shelter.ipynb #5e170014
