@@ -270,12 +270,14 @@ def predict_files(
     task: Task, # what is predicted
 ) -> Preds: # of those that can be read, in order; with paths if all `files` are paths
     "Predictions for new images; warns of unreadable ones. Raises `ValueError` for no list."
-    require_images(like, "predict_files")
-    items = images_to_predict(files)
-    loader = Loader(**like.settings(paths=items, targets=None, cache=None))
-    preds = predict_set(model, loader, engine, task)
+    preds = predict_set(model, _loader_of(files, like, "predict_files"), engine, task)
     warn_of_failed(preds)
     return preds
+
+def _loader_of(files: Iterable, like: Loader, caller: str) -> Loader: # of new images
+    require_images(like, caller)
+    items = images_to_predict(files)
+    return Loader(**like.settings(paths=items, targets=None, cache=None))
 
 # %% ../../nbs/results/01_predict.ipynb #e4659622
 def predict_features(
@@ -286,8 +288,5 @@ def predict_features(
 ) -> Tensor: # (n,f) float32, on the CPU, in the order of the images
     "What the body computes of a set, or of new images. Raises `ImageReadError`, or `ValueError`."
     if isinstance(which, str): loader = named_loader(data, which)
-    else:
-        require_images(data.valid, "predict_features")
-        items = images_to_predict(which)
-        loader = Loader(**data.valid.settings(paths=items, targets=None, cache=None))
+    else: loader = _loader_of(which, data.valid, "predict_features")
     return body_features(model, loader, engine).float()
