@@ -244,6 +244,14 @@ class Loader:
         if changes.keys() & _CHANGE_PIXELS: known["_kept"] = {}
         return known | changes
 
+    def with_images(self,
+        images: Iterable, # paths, or whatever else `open_image` takes
+        **changes: Any, # of fields, by name
+    ) -> "Loader": # a plain one, which raises errors unless `failed` is changed
+        "Other images, opened as these are: in order, without labels or augmentation."
+        return Loader(**self.settings(paths=tuple(images), **dict(
+            targets=None, shuffle=False, augment=None, cache=None, failed=None) | changes))
+
     def order(self,
         *key: int | str, # names the epoch
     ) -> Tensor: # (n,) int64

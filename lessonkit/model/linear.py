@@ -212,7 +212,7 @@ class _Images:
 # %% ../../nbs/model/04_linear.ipynb #dcf370a5
 _ROUGH, _EXACT = (torch.float32, 3e-4), (torch.float64, 1e-7)  # precision and tolerance
 _PATIENCE = 3  # penalties in a row that may be no better than the best
-_AT_ONCE = 100_000_000  # numbers: answers of the heads of all folds; or what L-BFGS remembers
+_AT_ONCE = 50_000_000  # numbers: answers of the heads of all folds, or what L-BFGS remembers
 
 @dataclass(frozen=True)
 class _Row:

@@ -21,7 +21,6 @@ from ..core.rng import evaluating
 from ..core.task import Task
 from ..data.augment import to_inputs
 from ..data.image_data import ImageData
-from ..data.loader import Loader
 from ..model.classifier import Classifier, Normalize
 from ..model.create import packaged_net, PACKAGED_STATS
 from lessonkit.plot.figures import (
@@ -43,8 +42,7 @@ def as_input(
     if isinstance(image, int):
         if loader.targets is not None: target = loader.targets[image]
         image = loader.paths[image]
-    alone = Loader(**loader.settings(paths=(image,), targets=None, threads=1, augment=None,
-                                     cache=None, failed=None))
+    alone = loader.with_images([image])
     return to_inputs(next(iter(alone.batches())), alone), target
 
 # %% ../../nbs/plot/07_inside.ipynb #7a10c0d9

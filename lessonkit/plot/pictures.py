@@ -20,7 +20,6 @@ from ..core.names import printable, shorten
 from ..data.augment import to_inputs
 from ..data.duplicates import LARGE_GROUP
 from ..data.image_data import ImageData
-from ..data.loader import Loader
 from ..data.pixels import check_pixel_range
 from lessonkit.plot.figures import (
     CORRECT_COLOR, draw_image, grid_shape, INCORRECT_COLOR, LETTER_WIDTH, new_figure,
@@ -92,8 +91,7 @@ def model_views(
 ) -> list[Tensor | Path]: # (channels,size,size) in [0,1]; the path of a file that can't be opened
     "What the model sees of some files, before normalization."
     like = data.valid if hasattr(data, "valid") else data.loader
-    loader = Loader(**like.settings(paths=tuple(paths), targets=None, shuffle=False, augment=None,
-                                    failed={}))
+    loader = like.with_images(paths, failed={})
     views = [x for batch in loader.batches() for x in to_inputs(batch, loader)]
     return [paths[i] if i in loader.failed else view for i, view in enumerate(views)]
 

@@ -211,9 +211,7 @@ def predict_one(
     "The prediction for one image. Raises `ImageReadError`, or `ValueError` for several images."
     require_images(loader, "predict_one")
     if not is_single_image(item): raise ValueError(_not_one(item))
-    alone = Loader(**loader.settings(paths=(item,), targets=None, threads=1, cache=None,
-                                     failed=None))
-    probs = task.probabilities(model_outputs(model, alone, engine))[0]
+    probs = task.probabilities(model_outputs(model, loader.with_images([item]), engine))[0]
     probability = float(probs.max()) if task.kind == "single" else None
     return Prediction(task.decode(probs, threshold), probability, probs)
 

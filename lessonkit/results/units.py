@@ -129,10 +129,9 @@ def unit_patches(
 ) -> list[Tensor]: # (channels,side,side) float in [0,1] each
     "The parts of images on which a map answers most, the strongest first."
     side = min(side or units.reach, loader.size)
-    like = loader.settings(targets=None, augment=None, shuffle=False, cache=None, failed=None)
     patches = []
     for i, place in zip(units.images[channel].tolist(), units.places[channel].tolist()):
-        alone = Loader(**like | dict(paths=(loader.paths[i],)))
+        alone = loader.with_images([loader.paths[i]])
         image = to_inputs(next(iter(alone.batches())), alone)[0]
         top, left = (round(p * loader.size - side / 2) for p in place)
         top, left = (min(max(0, v), loader.size - side) for v in (top, left))  # inside the image

@@ -75,7 +75,7 @@ def ask_model(
     task = classifier.task if hasattr(classifier, "task") else classifier.data.task
     heat, note = None, ""
     if heatmap:
-        alone = Loader(**like.settings(paths=(item,), targets=None, threads=1, cache=None))
+        alone = like.with_images([item])
         try: heat, = heat_maps(classifier.model, alone, classifier.engine)
         except ValueError as e: note = f"There is no heat map: {e}"  # a network of your own
     return Answer(view, probs, task, threshold, heat, note)

@@ -5,10 +5,11 @@
     python tests/benchmarks/heads.py --sets pets --try  # does it run? minutes, worthless numbers
 
 Each split takes a quarter of each class for validation. Everything else is the same for all ways:
-EfficientNet-Lite0, frozen, images without augmentation.
+EfficientNet-Lite0, frozen, images without augmentation. Only `larger` has another network.
 
 - `default`: `Learner(data)` and `fit_one_cycle(5)`, as in the README.
 - `copies`: the same, with features of some copies of each image, which are mirrored at random.
+- `larger`: the same with EfficientNet-Lite2, from the extra `lessonkit[larger]`.
 - `mlp`: `Learner(data, head="mlp")` and `fit_one_cycle(5)`, the head of two layers.
 - `logistic`: scikit-learn's LogisticRegression on the same features (averaged over places,
   standardized); C has the best accuracy in 5-fold cross-validation on the training images.
@@ -60,6 +61,10 @@ def with_copies(images, size, seed, copies):
     return fit(make_data(images, size, seed, augment=MIRRORED), seed, copies=copies)
 
 
+def larger(images, size, seed, copies):
+    return fit(make_data(images, size, seed), seed, arch="tf_efficientnet_lite2")
+
+
 def mlp(images, size, seed, copies): return fit(make_data(images, size, seed), seed, head="mlp")
 
 
@@ -69,7 +74,7 @@ def logistic(images, size, seed, mirrored=False, scoring="accuracy"):
 
 
 WAYS = {
-    "default": default, "copies": with_copies, "mlp": mlp,
+    "default": default, "copies": with_copies, "larger": larger, "mlp": mlp,
     "logistic": lambda images, size, seed, copies: logistic(images, size, seed),
     "logistic, by loss":
         lambda images, size, seed, copies: logistic(images, size, seed, scoring="neg_log_loss"),
@@ -105,12 +110,15 @@ def show_table(rows):
 
 
 def show_sizes(own):
-    "The default code at each size, against the first."
+    "The default code at each size, against the first; and the larger network against it."
     sizes, table = values_of(own, "size"), []
     base = where(own, size=sizes[0], way="default")
-    for size in sizes[1:] if base else []:
-        cells = difference_cells(where(own, size=size, way="default"), base)
-        table.append([f"{size} px minus {sizes[0]} px", cells[0]])
+    for size in sizes if base else []:
+        default, larger = (where(own, size=size, way=way) for way in ("default", "larger"))
+        if size != sizes[0]:
+            table.append([f"{size} px minus {sizes[0]} px", difference_cells(default, base)[0]])
+        if larger and default:
+            table.append([f"larger minus default, {size} px", difference_cells(larger, default)[0]])
     if table: print_table(["default code", "points (95%)"], table)
 
 

@@ -38,9 +38,9 @@ parser.add_argument("--workers", type=int)
 parser.add_argument("--size", type=int, help="default: the best found for the lines")
 parser.add_argument("--n", type=int, help="cells; default: all 2,624")
 args = parser.parse_args()
-BEST = {("kit", "usual"): dict(epochs=1, bs=64, size=128),
+BEST = {("kit", "usual"): dict(epochs=1, bs=64, size=112),
         ("fastai", "usual"): dict(epochs=1, lr=2e-3, bs=64, workers=2, size=224),
-        ("fastai", "quick"): dict(epochs=1, lr=3e-3, bs=32, workers=2, size=224)}
+        ("fastai", "quick"): dict(epochs=2, lr=3e-3, bs=32, workers=2, size=128)}
 for name, value in BEST[args.side, args.lines].items():
     if getattr(args, name) is None: setattr(args, name, value)
 

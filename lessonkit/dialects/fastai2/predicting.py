@@ -188,8 +188,7 @@ class PredictsTuples(Predicts):
         "The prediction for one image."
         parts, item = self.parts(), as_image(item)
         if is_single_image(item):
-            loader = Loader(**parts.like.settings(paths=(item,), targets=None, threads=1,
-                                                  cache=None, failed=None))
+            loader = parts.like.with_images([item])
             probs = parts.task.probabilities(model_outputs(parts.model, loader, parts.engine))[0]
         else:
             loader = self.loader_of(dl=self.dls.test_dl([item]))
