@@ -185,7 +185,7 @@ def make_folds(
 @dataclass(frozen=True)
 class _Images:
     "Images by their coordinates, with copies, and what they count."
-    x: Tensor # (copies,n,d) float64
+    x: Tensor # (copies,n,d) float
     y: Tensor # (n,) or (n,c)
     weights: Tensor # (n,) float64, above 0
     squares: Tensor # (d,) float64
@@ -259,14 +259,15 @@ class _Folds:
             logits[:, held_out] = found[:, held_out, k].to(logits)
 
 def _cross_validate(
-    images: _Images, penalties: Sequence[float], fold: Tensor, start: _Weights, scaled: bool,
+    images: _Images, # in the precision of a rough solution
+    penalties: Sequence[float], fold: Tensor, start: _Weights, scaled: bool,
 ) -> list[_Row]: # strong penalties first
     "How good each penalty is on images that took no part."
     held_out, table, (copies, n, d) = fold >= 0, [], images.x.shape
     numbers, c = fold[held_out].unique(), start.bias.shape[1]
     at_once = max(1, _AT_ONCE // (c * max(copies * n, 200 * d)))
     parts = [_Folds(images, fold, some, start) for some in numbers.split(at_once)]
-    logits = images.x.new_zeros(copies, n, c)
+    logits = torch.zeros(copies, n, c, dtype=torch.float64)
     for penalty in penalties:
         for part in parts: part.solve(penalty, logits)
         table.append(_judge(images, held_out, logits, penalty, scaled))
@@ -331,11 +332,12 @@ def _solve(
 ) -> tuple[_Weights, float, _Row, list[_Row]]: # unscaled; penalty when scaled; best row; table
     "The best head for the best penalty, along principal axes."
     fold, table, middle = make_folds(images.y, folds, seed), [], penalties[len(penalties) // 2]
-    if len(penalties) > 1 and len(fold[fold >= 0].unique()) > 1:
-        table = _cross_validate(images, penalties, fold, start, scaled)
-    best = _best(table) if table else _Row(middle, math.nan, math.nan, 1.)
     dtype, tolerance = _ROUGH
-    problem, head, center = images.problem(dtype), start.to(dtype), start.bias[0].to(dtype)
+    rough = replace(images, x=images.x.to(dtype))  # once, for all folds
+    if len(penalties) > 1 and len(fold[fold >= 0].unique()) > 1:
+        table = _cross_validate(rough, penalties, fold, start, scaled)
+    best = _best(table) if table else _Row(middle, math.nan, math.nan, 1.)
+    problem, head, center = rough.problem(dtype), start.to(dtype), start.bias[0].to(dtype)
     for penalty in penalties[:penalties.index(best.penalty) + 1]:
         head = _minimize(problem, penalty, head, center, tolerance)
     dtype, tolerance = _EXACT
