@@ -301,7 +301,8 @@ def curve_lines(rows):
              "| --- | --- | --- | --- | --- |"]
     for (who, what), (mine, epochs) in found.items():
         first = mine[0]
-        settings = f"one cycle of {first['epochs']}, lr {first['lr']:g}, bs {first['bs']}"
+        lr = "by default" if first["lr"] is None else f"{first['lr']:g}"
+        settings = f"one cycle of {first['epochs']}, lr {lr}, bs {first['bs']}"
         for e, (s, mean, low, high) in enumerate(epochs, 1):
             lines.append(f"| {who}, {what} ({settings}) | {len(mine)} | {e} | {s:.1f} | "
                          f"{mean:.2%} ({low:.2%} to {high:.2%}) |")
