@@ -750,7 +750,7 @@ MUTATIONS = [
      "images.problem(dtype, self.is_held_out | True)",
      ["tests/test_linear.py::test_the_cross_validated_loss_is_scikit_learns"]),
 
-    ("a fold's answers go to the images of another copy",
+    ("the targets are those of other images",
      "model/linear",
      "rows = answers // len(chosen)",
      "rows = answers % len(chosen)",

